@@ -1,0 +1,1 @@
+"""The library behind the commands: it knows no click and prints nothing."""

@@ -1,0 +1,201 @@
+"""Where a transformers model keeps what a method changes: the one place that knows its internals."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from eabf_cli.core.errors import UnsupportedModelError
+
+# Model types whose attention goes through transformers' attention interface with position ids, and for
+# which the tests hold the patched model to an independent reference (tests/architectures.py).
+SUPPORTED_MODEL_TYPES = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "ministral3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "phi",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "granite",
+    "granitemoe",
+    "glm",
+    "glm4",
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "starcoder2",
+    "stablelm",
+    "helium",
+    "seed_oss",
+    "arcee",
+    "ernie4_5",
+)
+
+# Families in which some layers skip RoPE, and how such a layer's attention shows it.
+_USES_ROPE: dict[str, Callable[[nn.Module], bool]] = {
+    "smollm3": lambda attention: bool(attention.use_rope),
+    "cohere2": lambda attention: attention.sliding_window is not None,
+    "exaone4": lambda attention: attention.sliding_window is None or bool(attention.is_sliding),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionLayer:
+    """One decoder layer's attention: its module, and what limits the window there."""
+
+    index: int
+    module: nn.Module
+    uses_rope: bool
+    is_sliding: bool
+
+    @property
+    def can_scale(self) -> bool:
+        """A logit scale belongs where a RoPE layer attends to everything before it."""
+        return self.uses_rope and not self.is_sliding
+
+
+def check_supported(config: PretrainedConfig) -> None:
+    """Refuse a configuration that the methods cannot be applied to.
+
+    Raises:
+        UnsupportedModelError: an unknown architecture (the message lists the known ones), or no RoPE.
+    """
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        text = getattr(config, "text_config", None)
+        inner = f" (its text part is {text.model_type!r}: load that alone)" if text is not None else ""
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r} is not supported{inner}; "
+            f"supported: {', '.join(sorted(SUPPORTED_MODEL_TYPES))}"
+        )
+    if not getattr(config, "rope_parameters", None):
+        raise UnsupportedModelError(f"this {config.model_type!r} config has no RoPE parameters: there is none to extend")
+
+
+def decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The module that holds the layers and the rotary embedding, below a language-model head or not."""
+    return model.get_decoder()
+
+
+def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
+    """Every layer's attention in order, with whether it rotates and whether it slides."""
+    config = decoder(model).config
+    uses_rope = _USES_ROPE.get(config.model_type, lambda _: True)
+    layers = []
+    for index, layer in enumerate(decoder(model).layers):
+        attention = layer.self_attn
+        layers.append(
+            AttentionLayer(
+                index=index,
+                module=attention,
+                uses_rope=uses_rope(attention),
+                is_sliding=_slides(attention, config),
+            )
+        )
+    return layers
+
+
+def _slides(attention: nn.Module, config: PretrainedConfig) -> bool:
+    if hasattr(attention, "is_sliding"):
+        return bool(attention.is_sliding)
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window is not None
+    return getattr(config, "sliding_window", None) is not None
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a config without its weights (on the meta device), to look at its layers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+# --- RoPE parameters: flat for most families, one entry per layer type for a few ------------------------
+
+
+def is_nested_rope(config: PretrainedConfig) -> bool:
+    """Whether full-attention and sliding layers have rotary embeddings of their own (gemma3, olmo3)."""
+    return "full_attention" in (config.rope_parameters or {})
+
+
+def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
+    """The RoPE parameters of the full-attention layers."""
+    return dict(config.rope_parameters["full_attention"] if is_nested_rope(config) else config.rope_parameters)
+
+
+def set_rope_parameters(config: PretrainedConfig, parameters: dict[str, Any]) -> None:
+    """Replace the RoPE parameters of the full-attention layers, keeping what no method changes."""
+    kept = {"partial_rotary_factor": rope_parameters(config).get("partial_rotary_factor")}
+    if config.model_type == "ministral3":
+        # Its attention computes 1 + beta ln(1 + floor(p / c)) in every forward; beta 0 makes that 1.
+        kept["llama_4_scaling_beta"] = 0.0
+        kept["original_max_position_embeddings"] = config.max_position_embeddings
+    parameters = {name: value for name, value in kept.items() if value is not None} | parameters
+    if is_nested_rope(config):
+        config.rope_parameters = {**config.rope_parameters, "full_attention": parameters}
+    else:
+        config.rope_parameters = parameters
+
+
+def rotary_dim(config: PretrainedConfig) -> int:
+    """Dimensions of a head that are rotated (all, or `partial_rotary_factor` of them)."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(head_dim * (rope_parameters(config).get("partial_rotary_factor") or 1.0))
+
+
+def build_rotary_embedding(model: PreTrainedModel, config: PretrainedConfig) -> nn.Module:
+    """A rotary embedding of the model's own class for another config, on the same device.
+
+    Its frequencies stay float32 whatever the model's dtype: transformers keeps them so, too.
+    """
+    old = decoder(model).rotary_emb
+    device = next(iter(old.buffers())).device
+    return type(old)(config=config).to(device).train(old.training)
+
+
+# --- Attention kernels ---------------------------------------------------------------------------------
+
+
+def attention_kernel(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """The kernel that the stock forward of this attention would have called for this implementation."""
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+
+
+def takes_position_ids_itself(module: nn.Module) -> bool:
+    """Whether the attention's forward names `position_ids`, and so does not hand them on to the kernel."""
+    return "position_ids" in inspect.signature(type(module).forward).parameters
+
+
+def config_class(model_type: str) -> type[PretrainedConfig]:
+    """transformers' own configuration class of a model type.
+
+    Raises:
+        UnsupportedModelError: transformers has no such model type.
+    """
+    try:
+        return type(AutoConfig.for_model(model_type))
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} is not known to transformers; "
+            f"supported: {', '.join(sorted(SUPPORTED_MODEL_TYPES))}"
+        ) from error

@@ -1,0 +1,115 @@
+"""The attention kernel that scales the query by t(position) and hands over to the model's own kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig
+
+from eabf_cli.core.architectures import attention_kernel
+from eabf_cli.modeling_eabf import logit_scale
+
+KERNEL_NAME = "eabf"
+# Kernels that take nothing from the module's configuration, and so may be given the module itself.
+_CONFIG_FREE = ("eager", "sdpa", "flex_attention")
+# How a decoder's forward may be called without keywords, in every supported family.
+_POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerScale:
+    """What a scaled attention module knows about its scale.
+
+    `model_config` is the model's live configuration: it names the kernel to hand over to.
+    """
+
+    rule: str
+    original_max_position_embeddings: int
+    model_config: PretrainedConfig
+
+
+class _KernelView:
+    """An attention module as its kernel should see it: with the model's configuration.
+
+    Flash attention reads the name of its implementation from `module.config`.
+    """
+
+    def __init__(self, module: nn.Module, config: PretrainedConfig) -> None:
+        self._module = module
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def scaled_attention(
+    module: nn.Module,
+    query: Tensor,  # (batch, heads, queries, head_dim), after RoPE and after any query norm
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    position_ids: Tensor | None = None,
+    eabf_position_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Multiply the query by t(position_ids), then call the kernel that the model's config names.
+
+    Scaling a query scales its logits (METHOD.md section 1), whatever the kernel. t is float32 and is cast
+    to the query's dtype last: in bfloat16 its logarithm would be off by up to 0.45 %.
+
+    Raises:
+        ValueError: no position ids reached the attention, so that t is not known.
+    """
+    scale: LayerScale = module.eabf_scale
+    positions = eabf_position_ids if eabf_position_ids is not None else position_ids
+    if positions is None:
+        raise ValueError(
+            f"{type(module).__name__} was called without position_ids, so the attention scale is not known: "
+            "call the model, not its layers, or pass position_ids"
+        )
+    t = logit_scale(scale.rule, positions, scale.original_max_position_embeddings)  # (batch or 1, queries)
+    query = query * t[:, None, :, None].to(query.dtype)
+    implementation = scale.model_config._attn_implementation
+    kernel = attention_kernel(module, implementation)
+    seen = module if implementation in _CONFIG_FREE else _KernelView(module, scale.model_config)
+    return kernel(seen, query, key, value, attention_mask, position_ids=position_ids, **kwargs)
+
+
+def register_kernel() -> None:
+    """Make the kernel known to transformers; no stock kernel is touched, and doing it twice is harmless."""
+    AttentionInterface.register(KERNEL_NAME, scaled_attention)
+
+
+def add_position_ids(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pre-hook for an attention that uses `position_ids` up: the kernel gets them by another name."""
+    return args, kwargs | {"eabf_position_ids": kwargs.get("position_ids")}
+
+
+def derive_position_ids(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pre-hook for the decoder: without position ids, a 2D mask tells them, so that pads do not count.
+
+    Stock models number the tokens of a left-padded row from the first pad; a relative encoding does not
+    mind, an absolute logit scale does.
+    """
+    if len(args) > len(_POSITIONAL):
+        return args, kwargs
+    kwargs = dict(zip(_POSITIONAL, args, strict=False)) | kwargs
+    mask = kwargs.get("attention_mask")
+    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if kwargs.get("position_ids") is None and isinstance(mask, Tensor) and mask.dim() == 2 and tokens is not None:
+        num_queries = tokens.shape[1]
+        cache = kwargs.get("past_key_values")
+        num_seen = cache.get_seq_length() if cache is not None else 0
+        # A mask that does not cover the cache says nothing about what came before.
+        if mask.shape[1] >= num_seen + num_queries:
+            positions = ((mask != 0).to(torch.long).cumsum(-1) - 1).clamp(min=0)
+            kwargs["position_ids"] = positions[:, num_seen : num_seen + num_queries]
+    return (), kwargs

@@ -1,0 +1,189 @@
+"""`config.json` of a scaled checkpoint: written from, and split back into, a plain one and its scaling.
+
+Three forms exist (DESIGN.md section 4):
+- methods that transformers knows keep the family's own model type and need no code;
+- methods with a position-dependent scale get a model type of ours (`eabf_<family>`), which no runtime
+  can mistake for an unscaled model;
+- `native` on a Llama is written as `ministral3`, whose stock attention has that scale.
+The stock forms carry an `eabf_scaling` entry, which other software ignores, so that the method is known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from eabf_cli.core import architectures
+from eabf_cli.core.errors import CheckpointError, UnsupportedModelError
+from eabf_cli.core.frequencies import PAPER_THETA
+from eabf_cli.core.resolution import scaled_config
+from eabf_cli.core.scaling_config import RopeScalingConfig
+from eabf_cli.modeling_eabf import FAMILIES, exported_class_names
+
+MODELING_FILE = "modeling_eabf.py"
+RECORD = "eabf_scaling"
+_PREFIX = "eabf_"
+_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+# What the released checkpoints leave out: their code had the base and c typed in and scaled every layer.
+RELEASED_ORIGINAL_THETA = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """A checkpoint's configuration taken apart.
+
+    Attributes:
+        plain: the configuration of the model without a method of ours.
+        scaling: that method with all its numbers; None for a checkpoint that is not ours.
+        note: what the user should know about how it is read.
+    """
+
+    plain: dict[str, Any]
+    scaling: RopeScalingConfig | None = None
+    note: str | None = None
+
+
+def needs_modeling_file(model_type: str, scaling: RopeScalingConfig) -> bool:
+    """Whether a checkpoint of this form is loaded through the bundled modelling file."""
+    return scaling.entry.logit_scale is not None and not _is_native_llama(model_type, scaling)
+
+
+def _is_native_llama(model_type: str, scaling: RopeScalingConfig) -> bool:
+    return scaling.method == "native" and model_type == "llama"
+
+
+def check_can_save(base: PretrainedConfig, scaling: RopeScalingConfig) -> None:
+    """Refuse to save what could not be loaded again with its scale.
+
+    Raises:
+        UnsupportedModelError: the family has no class in the bundled modelling file.
+    """
+    if _is_native_llama(base.model_type, scaling):
+        if base.attention_bias or base.mlp_bias:
+            raise UnsupportedModelError(
+                "a Llama with attention or MLP biases cannot be written in the native form; use method 'eabf'"
+            )
+    elif needs_modeling_file(base.model_type, scaling) and base.model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"a {base.model_type!r} model with method {scaling.method!r} can be used and trained here but not saved: "
+            f"only {', '.join(FAMILIES)} have a checkpoint form that carries the scale. What works instead: "
+            "method 'abf' or 'yarn', or saving a LoRA adapter and applying the method after loading"
+        )
+
+
+def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalingConfig) -> dict[str, Any]:
+    """The `config.json` of a scaled checkpoint.
+
+    Args:
+        raw: the plain model's `config.json`; fields that no method touches are kept as they are.
+        base: the same configuration as transformers reads it, without any scaling.
+        scaling: the resolved method.
+
+    Raises:
+        UnsupportedModelError: see `check_can_save`.
+    """
+    check_can_save(base, scaling)
+    config = scaled_config(base, scaling)
+    parameters = architectures.rope_parameters(config)
+    joined = {name: value for name, value in raw.items() if name not in (*_ROPE_FIELDS, "auto_map", RECORD)}
+    joined["max_position_embeddings"] = config.max_position_embeddings
+    joined["rope_theta"] = parameters.pop("rope_theta")
+    if "partial_rotary_factor" in parameters:
+        joined["partial_rotary_factor"] = parameters.pop("partial_rotary_factor")
+    record = scaling.to_dict()
+    if needs_modeling_file(base.model_type, scaling):
+        joined |= exported_class_names(base.model_type)
+        joined["rope_scaling"] = {name: value for name, value in record.items() if name != "rope_theta"}
+        return joined
+    joined[RECORD] = record | {"base_model_type": base.model_type}
+    if _is_native_llama(base.model_type, scaling):
+        window = scaling.original_max_position_embeddings
+        assert window is not None
+        joined |= {"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "sliding_window": None}
+        joined["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": scaling.rope_theta,
+            "llama_4_scaling_beta": 1 / math.log(window),
+            "original_max_position_embeddings": window,
+        }
+    elif architectures.is_nested_rope(base):
+        joined["rope_parameters"] = config.rope_parameters
+        joined["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
+    else:
+        joined["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
+    return joined
+
+
+def split_config(raw: dict[str, Any]) -> SplitConfig:
+    """Take a checkpoint's `config.json` apart into the plain model and the method on it.
+
+    Raises:
+        CheckpointError: a model type of ours without its theta or its scaling.
+        InvalidConfigError: a scaling entry that makes no sense.
+    """
+    model_type = raw.get("model_type", "")
+    if RECORD in raw:
+        record = dict(raw[RECORD])
+        base_type = record.pop("base_model_type", model_type)
+        scaling = RopeScalingConfig.from_dict(record)
+        return SplitConfig(plain=_plain(raw, base_type, scaling), scaling=scaling)
+    entry = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if model_type.startswith(_PREFIX) or (entry.get("rope_type") or entry.get("type")) == "eabf":
+        return _split_scaled(raw, entry)
+    return SplitConfig(plain=raw)
+
+
+def _split_scaled(raw: dict[str, Any], entry: dict[str, Any]) -> SplitConfig:
+    model_type = raw.get("model_type", "").removeprefix(_PREFIX)
+    window = raw.get("max_position_embeddings")
+    if not entry:
+        raise CheckpointError(
+            f"config.json has model_type {raw['model_type']!r} but no rope_scaling: it was damaged, export it again"
+        )
+    if not {"original_max_position_embeddings", "unscaled_layers", "format"} & set(entry):
+        own_theta = raw.get("rope_theta") or entry.get("rope_theta")
+        scaling = RopeScalingConfig(
+            factor=entry.get("factor", 4.0),
+            original_max_position_embeddings=window,
+            rope_theta=PAPER_THETA,
+            original_rope_theta=own_theta if own_theta not in (None, PAPER_THETA) else RELEASED_ORIGINAL_THETA,
+            unscaled_layers=(),
+        )
+        note = (
+            "released EABF checkpoint: read as its own code ran it, every layer scaled, "
+            f"rope_theta {PAPER_THETA:,.0f}, c = {window:,}; --unscaled-layers 0,1 gives the paper's variant"
+        )
+        return SplitConfig(plain=_plain(raw, model_type, scaling), scaling=scaling, note=note)
+    theta = raw.get("rope_theta") or entry.get("rope_theta")
+    if theta is None:
+        raise CheckpointError(
+            "config.json has an eabf rope_scaling but no rope_theta, so its frequencies are not known: "
+            "it was written by other software; export the checkpoint again"
+        )
+    known = {name: value for name, value in entry.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    scaling = RopeScalingConfig.from_dict(known | {"rope_theta": theta})
+    return SplitConfig(plain=_plain(raw, model_type, scaling), scaling=scaling)
+
+
+def _plain(raw: dict[str, Any], model_type: str, scaling: RopeScalingConfig) -> dict[str, Any]:
+    """The configuration of the model before the method was applied."""
+    dropped = ("rope_scaling", "auto_map", RECORD, "rope_theta")
+    plain = {name: value for name, value in raw.items() if name not in dropped}
+    parameters = plain.pop("rope_parameters", None) or {}
+    if "full_attention" in parameters:
+        full = {"rope_type": "default", "rope_theta": scaling.original_rope_theta}
+        plain["rope_parameters"] = parameters | {"full_attention": full}
+    elif "partial_rotary_factor" in parameters:
+        plain.setdefault("partial_rotary_factor", parameters["partial_rotary_factor"])
+    plain |= {
+        "model_type": model_type,
+        "rope_theta": scaling.original_rope_theta,
+        "max_position_embeddings": scaling.original_max_position_embeddings,
+    }
+    if model_type != raw.get("model_type"):
+        causal_class = AutoModelForCausalLM._model_mapping[architectures.config_class(model_type)]
+        plain["architectures"] = [causal_class.__name__]
+    return plain

@@ -1,0 +1,29 @@
+"""Errors that a user can cause. The command line turns each into exit code 1 and its message."""
+
+
+class EabfError(Exception):
+    """An expected failure: the message names the thing, the value and the way out."""
+
+
+class UnsupportedModelError(EabfError):
+    """The model's architecture, or its form, is outside what the methods can be applied to."""
+
+
+class InvalidConfigError(EabfError, ValueError):
+    """A setting, or a combination of settings, makes no sense."""
+
+
+class AlreadyScaledError(InvalidConfigError):
+    """The model carries a scaling already; a second one on top would be wrong."""
+
+
+class CheckpointError(EabfError):
+    """A checkpoint on disk (or on the Hub) is missing, damaged or of a form that is not read."""
+
+
+class DataError(EabfError):
+    """Training or evaluation data is missing, empty or malformed."""
+
+
+class OutputExistsError(EabfError):
+    """The target of a write exists and may not be replaced."""

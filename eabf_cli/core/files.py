@@ -1,0 +1,147 @@
+"""Writing a folder whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from eabf_cli.core.errors import CheckpointError, EabfError, OutputExistsError
+
+_MARKERS = ("eabf_run.json", "config.json")
+
+
+def check_target(target: Path, *, overwrite: bool, sources: tuple[Path, ...] = ()) -> None:
+    """Refuse a target folder that must not be written, before any work is done.
+
+    Raises:
+        OutputExistsError: it is a file, or a folder with something in it and `overwrite` is off, or a
+            folder that holds a source or does not look like one of our outputs.
+    """
+    if target.is_file():
+        raise OutputExistsError(f"output {target} is a file, a folder is needed: choose another with -o")
+    resolved = target.resolve()
+    for source in sources:
+        if resolved == source.resolve() or resolved in source.resolve().parents:
+            raise OutputExistsError(f"output {target} holds the source {source}: choose another folder with -o")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise OutputExistsError(f"output folder {target} exists and is not empty: choose another, or give --overwrite")
+    if not any((target / marker).is_file() for marker in _MARKERS):
+        raise OutputExistsError(
+            f"output folder {target} does not look like a checkpoint or a run (no {' or '.join(_MARKERS)}): "
+            "it will not be replaced, choose another"
+        )
+
+
+@contextmanager
+def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling that becomes `target` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        CheckpointError: the disk is full or the place cannot be written.
+        OutputExistsError: see `check_target`.
+    """
+    check_target(target, overwrite=overwrite)
+    partial = target.parent / f".{target.name}.eabf-partial-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        partial.mkdir()
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _fsync(path)
+        if target.exists():
+            replaced = target.parent / f".{target.name}.eabf-replaced-{os.getpid()}"
+            os.replace(target, replaced)
+            os.replace(partial, target)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(partial, target)
+        _fsync(target.parent)
+    except OSError as error:
+        raise _explained(error, target) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _explained(error: OSError, target: Path) -> EabfError:
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(_existing_parent(target)).free
+        return CheckpointError(f"no space left for {target} ({free / 2**30:.2f} GiB free): choose another -o")
+    return CheckpointError(f"cannot write {target}: {error.strerror or error}")
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.resolve().parents if parent.exists())
+
+
+def check_space(target: Path, num_bytes: int) -> None:
+    """Refuse early what the disk cannot hold.
+
+    Raises:
+        CheckpointError: fewer than `num_bytes` bytes are free where the target will lie.
+    """
+    free = shutil.disk_usage(_existing_parent(target)).free
+    if free < num_bytes:
+        raise CheckpointError(
+            f"no space for {target}: {num_bytes / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free; "
+            "choose another -o"
+        )
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Delete what killed runs left beside the target; a folder of a process that lives is left alone."""
+    for left in target.parent.glob(f".{target.name}.eabf-partial-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: is {path.parent} a model folder?") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, an object is expected")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object atomically, keys in the order given."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _fsync(partial)
+    os.replace(partial, path)
