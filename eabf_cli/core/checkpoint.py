@@ -1,0 +1,217 @@
+"""Loading models and tokenizers: plain ones, GGUF files, our checkpoints and the released ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from eabf_cli.core import architectures
+from eabf_cli.core.checkpoint_format import SplitConfig, split_config
+from eabf_cli.core.errors import CheckpointError, InvalidConfigError
+from eabf_cli.core.patching import apply_method, apply_resolution
+from eabf_cli.core.resolution import Resolution, resolve_scaling
+from eabf_cli.core.scaling_config import RopeScalingConfig
+from eabf_cli.core.sources import ModelSource, find_model
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedConfig:
+    """A checkpoint's configuration as transformers reads it, and the method on it.
+
+    Attributes:
+        config: the plain configuration, without a method of ours.
+        raw: the same as the JSON object it came from.
+        resolution: the method that the checkpoint carries, or None.
+    """
+
+    config: PretrainedConfig
+    raw: dict[str, Any]
+    resolution: Resolution | None
+    note: str | None = None
+
+
+def read_config(source: ModelSource, *, unscaled_layers: tuple[int, ...] | None = None) -> LoadedConfig:
+    """Read a model's configuration without its weights.
+
+    Args:
+        unscaled_layers: read a scaled checkpoint with these layers exempt instead of what it says.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, InvalidConfigError: damaged or outside what is supported.
+    """
+    if source.gguf_file is not None:
+        config = _gguf_config(source)
+        return LoadedConfig(config=config, raw=config.to_dict(), resolution=None)
+    split = split_config(source.config())
+    config = _config_from(split, source)
+    if split.scaling is None:
+        if unscaled_layers is not None:
+            raise InvalidConfigError(f"{source.name} carries no scaling, so unscaled_layers has no meaning for it")
+        return LoadedConfig(config=config, raw=split.plain, resolution=None)
+    scaling = split.scaling if unscaled_layers is None else split.scaling.replace(unscaled_layers=unscaled_layers)
+    resolution = resolve_scaling(config, scaling)
+    resolution = replace(resolution, theta_reason=f"from the checkpoint {source.name}", notes=())
+    return LoadedConfig(config=config, raw=split.plain, resolution=resolution, note=split.note)
+
+
+def _config_from(split: SplitConfig, source: ModelSource) -> PretrainedConfig:
+    model_type = split.plain.get("model_type")
+    if not model_type:
+        raise CheckpointError(f"{source.folder / 'config.json'} has no model_type: it is not a transformers model")
+    try:
+        return architectures.config_class(model_type).from_dict(dict(split.plain))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{source.folder / 'config.json'} is not a valid {model_type!r} config: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _gguf_config(source: ModelSource) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source.folder, gguf_file=source.gguf_file)
+    except (ValueError, OSError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{source.name} cannot be read as a GGUF model: {str(error).splitlines()[0]}") from error
+
+
+def load_model(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    rope_scaling: RopeScalingConfig | Mapping[str, Any] | None = None,
+    unscaled_layers: tuple[int, ...] | None = None,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load a model in evaluation mode, with the method that its checkpoint carries applied.
+
+    Nothing is registered with transformers, and code from the checkpoint is never run: our own
+    checkpoints are stock models to which their method is applied.
+
+    Args:
+        model: the demo alias `eabf-tiny`, a folder (also of a finetune run), a GGUF file or a Hub id.
+        revision: branch, tag or commit of a Hub model.
+        dtype: "auto" (as stored; float32 for GGUF), "bfloat16", "float16" or "float32".
+        device: "auto" (CUDA, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+        trust_remote_code: accepted for symmetry; no supported architecture needs it.
+        rope_scaling: a method to apply to an unscaled model, as a config or a `rope_scaling` dictionary.
+        unscaled_layers: read a scaled checkpoint with these layers exempt instead of what it says.
+        attn_implementation: as for `from_pretrained`.
+
+    Raises:
+        CheckpointError: not found, damaged, pickled, or of an unreadable form.
+        UnsupportedModelError: an architecture without support.
+        InvalidConfigError: an unknown dtype or device, or a scaling that makes no sense.
+    """
+    target = choose_device(device)
+    source = find_model(model, revision=revision)
+    loaded = read_config(source, unscaled_layers=unscaled_layers)
+    if source.gguf_file is None:
+        source.weight_files()
+    result = _load_weights(source, loaded.config, torch_dtype(dtype), attn_implementation)
+    if loaded.note is not None:
+        logger.warning("%s: %s", source.name, loaded.note)
+    result = result.to(target).eval()
+    if loaded.resolution is not None:
+        apply_resolution(result, loaded.resolution)
+    if rope_scaling is not None:
+        apply_method(result, rope_scaling)
+    return result
+
+
+def _load_weights(
+    source: ModelSource, config: PretrainedConfig, dtype: torch.dtype | str, attn_implementation: str | None
+) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if source.gguf_file is not None:
+        result = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, **options)
+        # The weights are dequantised by now; a quantization entry would only mislead a later load.
+        if hasattr(result.config, "quantization_config"):
+            del result.config.quantization_config
+        return result
+    result, info = AutoModelForCausalLM.from_pretrained(
+        source.folder, config=config, use_safetensors=True, output_loading_info=True, **options
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{source.name} lacks {len(missing)} weights of its architecture (first: {missing[0]}): fetch it again"
+        )
+    return result
+
+
+def load_tokenizer(
+    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Tokenizer:
+    """Load the tokenizer of a model (same names as `load_model`).
+
+    Raises:
+        CheckpointError: the model has none, or it cannot be read.
+    """
+    source = find_model(model, revision=revision, with_weights=False)
+    if source.revision is not None:
+        source = find_model(model, revision=revision)
+    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    if not source.gguf_file and not has_tokenizer(source.folder):
+        raise CheckpointError(f"model {source.name} has no tokenizer files: copy the base model's into its folder")
+    try:
+        # A config of ours names code that is not needed here: the plain one is given instead.
+        if not source.gguf_file:
+            options["config"] = read_config(source).config
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code, **options)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the tokenizer of {source.name} cannot be read: {(str(error).splitlines() or [repr(error)])[0]}"
+        ) from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer that transformers can load."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def torch_dtype(dtype: str) -> torch.dtype | str:
+    """The torch dtype of a command-line name; "auto" stays as it is.
+
+    Raises:
+        InvalidConfigError: an unknown name.
+    """
+    if dtype not in DTYPES:
+        raise InvalidConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    return dtype if dtype == "auto" else getattr(torch, dtype)
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device of a command-line name.
+
+    Raises:
+        InvalidConfigError: an unknown name, or a device that this machine does not have.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidConfigError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N, mps") from error
+    num_gpus = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= num_gpus:
+        raise InvalidConfigError(f"device {device!r} is not there: torch sees {num_gpus} CUDA devices; try cpu")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise InvalidConfigError("device 'mps' is not there on this machine; try cpu")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise InvalidConfigError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N, mps")
+    return chosen

@@ -1,0 +1,243 @@
+"""Writing a scaled checkpoint from a plain one without reading its weights into memory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eabf_cli.core import architectures
+from eabf_cli.core.checkpoint import LoadedConfig, has_tokenizer, load_model, load_tokenizer, read_config
+from eabf_cli.core.checkpoint_format import check_can_save, join_config
+from eabf_cli.core.demo import DEMO_MODEL
+from eabf_cli.core.errors import AlreadyScaledError, InvalidConfigError
+from eabf_cli.core.files import check_space, check_target, read_json, whole_folder, write_json
+from eabf_cli.core.model_card import write_model_card
+from eabf_cli.core.patching import apply_resolution
+from eabf_cli.core.report import PatchReport, plan_patch
+from eabf_cli.core.resolution import Resolution, original_window, resolve_scaling
+from eabf_cli.core.run_record import run_record, write_run_record
+from eabf_cli.core.saving import write_scaled_config
+from eabf_cli.core.scaling_config import RopeScalingConfig, choose_factor
+from eabf_cli.core.sources import INDEX_FILE, ModelSource, find_model
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# A tokenizer's files by the names that transformers gives them; they are copied byte for byte.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRequest:
+    """What a user asks of a method, before the model is known.
+
+    `factor` and `max_length` give each other; neither means the default factor.
+    """
+
+    method: str = "eabf"
+    factor: float | None = None
+    max_length: int | None = None
+    rope_theta: float | str | None = None
+    original_length: int | None = None
+    unscaled_layers: tuple[int, ...] | None = None
+    rebase: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig:
+    """Arguments of `eabf patch`."""
+
+    model: str = DEMO_MODEL
+    revision: str | None = None
+    output: Path | None = None
+    request: MethodRequest = MethodRequest()
+    dtype: str = "auto"
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPlan:
+    """A method worked out for one model, nothing written yet."""
+
+    source: ModelSource
+    loaded: LoadedConfig
+    resolution: Resolution
+    report: PatchReport
+    joined: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def resolve_request(request: MethodRequest, loaded: LoadedConfig) -> Resolution:
+    """Work out a request against a model's configuration.
+
+    Raises:
+        AlreadyScaledError: the model is scaled and the request does not say `rebase`.
+        InvalidConfigError: numbers that disagree with each other or with the model.
+    """
+    RopeScalingConfig(method=request.method, factor=request.factor or RopeScalingConfig.factor)
+    config = loaded.config
+    if loaded.resolution is not None and not request.rebase:
+        scaling = loaded.resolution.scaling
+        raise AlreadyScaledError(
+            f"the model is scaled already ({scaling.method}, factor {scaling.factor:g}, window "
+            f"{scaling.max_position_embeddings:,}); --rebase takes that off and starts from its original window "
+            f"({scaling.original_max_position_embeddings:,} tokens)"
+        )
+    architectures.check_supported(config)
+    window = request.original_length or original_window(config)
+    if window is None:
+        raise InvalidConfigError("the model does not tell its original window: give it with --original-length")
+    scaling = RopeScalingConfig(
+        method=request.method,
+        factor=choose_factor(request.factor, request.max_length, window),
+        original_max_position_embeddings=request.original_length,
+        rope_theta=request.rope_theta,
+        unscaled_layers=request.unscaled_layers,
+    )
+    resolution = resolve_scaling(config, scaling, rebase=request.rebase)
+    if loaded.resolution is not None:
+        old = loaded.resolution.scaling
+        note = f"removed the checkpoint's {old.method!r} (window {old.max_position_embeddings:,}) before the new method"
+        resolution = replace(resolution, notes=(note, *resolution.notes))
+    return resolution
+
+
+def plan_checkpoint(config: PatchConfig) -> PatchPlan:
+    """Work out what `patch_checkpoint` would write, from the model's small files alone.
+
+    Raises:
+        EabfError: the model, the method or their combination is refused.
+    """
+    source = find_model(config.model, revision=config.revision, with_weights=not config.dry_run)
+    loaded = read_config(source)
+    resolution = resolve_request(config.request, loaded)
+    report = plan_patch(architectures.meta_model(resolution.base_config), resolution)
+    check_can_save(resolution.base_config, resolution.scaling)
+    warnings = []
+    if not source.gguf_file and not has_tokenizer(source.folder):
+        warnings.append(f"{source.name} has no tokenizer files: the output will have none")
+    return PatchPlan(
+        source=source,
+        loaded=loaded,
+        resolution=resolution,
+        report=report,
+        joined=join_config(_raw_without_scaling(loaded), resolution.base_config, resolution.scaling),
+        warnings=tuple(warnings),
+    )
+
+
+def patch_checkpoint(config: PatchConfig) -> dict[str, Any]:
+    """Write a checkpoint of a model with a method applied, as `eabf patch` does.
+
+    Weights are copied file by file, never loaded (a GGUF file is: it has to be dequantised).
+
+    Returns:
+        the JSON result of DESIGN.md section 5.
+
+    Raises:
+        EabfError: anything the user can put right; nothing is left behind.
+    """
+    plan = plan_checkpoint(config)
+    scaling = plan.resolution.scaling
+    output = config.output or default_output(plan.source.name, scaling)
+    result = plan.report.to_dict() | {
+        "model": plan.source.name,
+        "revision": plan.source.revision,
+        "output": None if config.dry_run else str(output),
+        "changes": config_changes(plan),
+        "warnings": list(plan.warnings),
+    }
+    if config.dry_run:
+        return result
+    check_target(output, overwrite=config.overwrite, sources=(plan.source.folder,))
+    with whole_folder(output, overwrite=config.overwrite) as partial:
+        if plan.source.gguf_file is not None:
+            _write_from_gguf(plan, config, partial)
+        else:
+            _copy_weights(plan.source, partial)
+            copy_tokenizer(plan.source.folder, partial, scaling.max_position_embeddings)
+            _copy_if_there(plan.source.folder / "generation_config.json", partial)
+            write_scaled_config(partial, plan.joined, plan.resolution.base_config.model_type, scaling)
+        write_model_card(partial, plan.report, base_model=plan.source.name, revision=plan.source.revision)
+        arguments = asdict(config) | {"output": str(output)}
+        record = run_record("patch", arguments, result | {"weights": plan.source.fingerprint()})
+        write_run_record(partial, record)
+    return result
+
+
+def config_changes(plan: PatchPlan) -> dict[str, list[Any]]:
+    """The `config.json` fields that differ: name -> [old, new]."""
+    on_disk = plan.loaded.raw if plan.source.gguf_file else plan.source.config()
+    old, new = _comparable(on_disk), _comparable(plan.joined)
+    names = [name for name in (*new, *(name for name in old if name not in new)) if old.get(name) != new.get(name)]
+    return {name: [old.get(name), new.get(name)] for name in names}
+
+
+def _comparable(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config with its RoPE fields in the one form that both old and new files can be compared in."""
+    parameters = raw.get("rope_parameters") or {}
+    flat = {name: value for name, value in raw.items() if name != "rope_parameters"}
+    if "full_attention" not in parameters:
+        flat.setdefault("rope_theta", parameters.get("rope_theta"))
+        return flat
+    return raw
+
+
+def _raw_without_scaling(loaded: LoadedConfig) -> dict[str, Any]:
+    return {name: value for name, value in loaded.raw.items() if name != "original_max_position_embeddings"}
+
+
+def default_output(model: str, scaling: RopeScalingConfig) -> Path:
+    """`eabf-runs/NAME`, made from model, method and factor."""
+    stem = Path(model).name.removesuffix(".gguf") or "model"
+    return Path("eabf-runs") / f"{stem}-{scaling.method}-x{scaling.factor:g}"
+
+
+def _copy_weights(source: ModelSource, target: Path) -> None:
+    files = source.weight_files()
+    check_space(target, sum(path.stat().st_size for path in files))
+    for path in files:
+        # A copy, not a hard link: a later save into either folder would write through a link.
+        shutil.copyfile(path.resolve(), target / path.name)
+    if (source.folder / INDEX_FILE).is_file() and len(files) > 1:
+        shutil.copyfile(source.folder / INDEX_FILE, target / INDEX_FILE)
+
+
+def copy_tokenizer(source: Path, target: Path, model_max_length: int) -> None:
+    """Copy a tokenizer's files byte for byte, but for `model_max_length` in its configuration.
+
+    A tokenizer saved again by transformers 5 would name a class that 4.57 does not have.
+    """
+    for name in _TOKENIZER_FILES:
+        _copy_if_there(source / name, target)
+    if (source / _TOKENIZER_CONFIG).is_file():
+        settings = read_json(source / _TOKENIZER_CONFIG)
+        write_json(target / _TOKENIZER_CONFIG, settings | {"model_max_length": model_max_length})
+    elif has_tokenizer(source):
+        write_json(target / _TOKENIZER_CONFIG, {"model_max_length": model_max_length})
+
+
+def _copy_if_there(path: Path, target: Path) -> None:
+    if path.is_file():
+        shutil.copyfile(path, target / path.name)
+
+
+def _write_from_gguf(plan: PatchPlan, config: PatchConfig, target: Path) -> None:
+    model = load_model(config.model, dtype=config.dtype, device="cpu")
+    apply_resolution(model, plan.resolution)
+    model.save_pretrained(target)
+    tokenizer = load_tokenizer(config.model)
+    tokenizer.model_max_length = plan.resolution.scaling.max_position_embeddings
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,200 @@
+"""Finding a model: the demo alias, a folder, a GGUF file or a Hub id, checked before its weights are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+
+from eabf_cli.core.demo import DEMO_MODEL, demo_model_path
+from eabf_cli.core.errors import CheckpointError
+from eabf_cli.core.files import read_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What a model's folder needs beside the weights; pickles and other frameworks' files stay away.
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        name: what the user called it.
+        folder: where its files are.
+        gguf_file: the file's name inside the folder, for a GGUF model.
+        revision: the resolved commit of a Hub model.
+    """
+
+    name: str
+    folder: Path
+    gguf_file: str | None = None
+    revision: str | None = None
+
+    def config(self) -> dict[str, Any]:
+        """The model's `config.json` as it stands (not for GGUF)."""
+        return read_json(self.folder / "config.json")
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, each checked to be whole.
+
+        Raises:
+            CheckpointError: none, a missing or truncated one, a pickle instead, or an index that names a
+                file outside the folder.
+        """
+        files = list(_shards(self.folder))
+        for path in files:
+            check_safetensors(path)
+        return files
+
+    def fingerprint(self) -> str:
+        """The Hub commit, or the SHA-256 of the weight files."""
+        if self.revision is not None:
+            return self.revision
+        paths = [self.folder / self.gguf_file] if self.gguf_file else list(_shards(self.folder))
+        return "sha256:" + hash_files(paths)
+
+
+def find_model(model: str | Path, *, revision: str | None = None, with_weights: bool = True) -> ModelSource:
+    """Find a model by demo alias, folder, GGUF file or Hub id.
+
+    Args:
+        with_weights: download a Hub model's weights too; without them only its small files.
+
+    Raises:
+        CheckpointError: nothing of that name, here or on the Hub, or the Hub cannot be reached.
+    """
+    name = str(model)
+    if name == DEMO_MODEL:
+        return ModelSource(name=name, folder=demo_model_path())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(_no_config(path))
+        return ModelSource(name=name, folder=path)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(f"model {name} is a file but no .gguf: give a folder, a Hub id or a GGUF file")
+        return ModelSource(name=name, folder=path.parent, gguf_file=path.name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"model {name!r} was not found: it is no folder, no GGUF file and no Hub id (owner/name); "
+            f"without -m the demo model {DEMO_MODEL!r} is used"
+        )
+    return _from_hub(name, revision, with_weights)
+
+
+def _no_config(path: Path) -> str:
+    ggufs = sorted(path.glob("*.gguf"))
+    if ggufs:
+        return f"folder {path} has no config.json but GGUF files: name one, for example {ggufs[0]}"
+    checkpoints = sorted(path.glob("checkpoint-*"))
+    if checkpoints:
+        return f"run folder {path} is not finished: go on with eabf finetune --resume, or name {checkpoints[-1]}"
+    return f"folder {path} has no config.json: it is not a model folder"
+
+
+def _from_hub(name: str, revision: str | None, with_weights: bool) -> ModelSource:
+    try:
+        config = Path(hf_hub_download(name, "config.json", revision=revision))
+        if with_weights:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+        else:
+            folder = config.parent
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"model {name!r} is gated: accept its terms on its Hub page, then log in with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"model {name!r} has no revision {revision!r}: see its branches on the Hub") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"model {name!r} is neither a folder here nor a model on the Hub: check the spelling "
+            "(a private one needs `hf auth login`)"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(f"model {name!r} is neither a folder here nor a valid Hub id (owner/name)") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"model {name!r} is no folder here, is not in the Hub cache, and the Hub cannot be reached: "
+            "check the spelling and the connection (HF_HUB_OFFLINE, HF_ENDPOINT), or use a local folder"
+        ) from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"model {name!r} has no config.json: it is not a transformers model") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"model {name!r} could not be read from the Hub: {_first_line(error)}") from error
+    # Folders in the Hub cache are named after the commit.
+    return ModelSource(name=name, folder=folder, revision=folder.name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _shards(folder: Path) -> Iterable[Path]:
+    index_path = folder / INDEX_FILE
+    if (folder / SINGLE_FILE).is_file():
+        yield folder / SINGLE_FILE
+        return
+    if not index_path.is_file():
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise CheckpointError(
+                f"model folder {folder} has only pickled weights ({pickles[0]}), which can run code when read: "
+                "convert them to safetensors first (load with transformers in a place you trust, then save_pretrained)"
+            )
+        raise CheckpointError(f"model folder {folder} has no weights: no {SINGLE_FILE} and no {INDEX_FILE}")
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path} has no weight_map: the index is damaged")
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name or name in (".", ".."):
+            raise CheckpointError(f"{index_path} names {name!r}, which lies outside the folder: it will not be read")
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index_path} names {name!r}, which is no safetensors file: it will not be read")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"shard {folder / name} is missing: download the model again")
+        yield folder / name
+
+
+def check_safetensors(path: Path) -> None:
+    """Read a safetensors header and compare it with the file's size (the tensors are not read).
+
+    Raises:
+        CheckpointError: truncated or not safetensors.
+    """
+    try:
+        with safe_open(str(path), framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file ({_first_line(error)}): fetch it again"
+        ) from error
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files, in hex."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(json.dumps([path.name, path.stat().st_size]).encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
