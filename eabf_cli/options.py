@@ -1,0 +1,174 @@
+"""Options that several commands share, each declared once; defaults come from the core's configs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eabf_cli import output
+from eabf_cli.core.demo import DEMO_MODEL
+from eabf_cli.core.methods import METHODS
+from eabf_cli.core.scaling_config import THETA_RULES, RopeScalingConfig
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+_METHOD_NAMES = [*METHODS, *(alias for method in METHODS.values() for alias in method.aliases)]
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class IntegerList(click.ParamType):
+    """Whole numbers separated by commas; with `none_word`, that word stands for the empty list."""
+
+    name = "list"
+
+    def __init__(self, none_word: str | None = None) -> None:
+        self.none_word = none_word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple(value)
+        if value == self.none_word:
+            return ()
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            alternative = f" or {self.none_word!r}" if self.none_word else ""
+            self.fail(f"{value!r} is no comma-separated list of whole numbers{alternative}", param, ctx)
+
+
+class RopeTheta(click.ParamType):
+    """A number or the name of a rule."""
+
+    name = "number|" + "|".join(THETA_RULES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value in THETA_RULES:
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor one of {', '.join(THETA_RULES)}", param, ctx)
+
+
+def bundle(*options: Decorator) -> Decorator:
+    """One decorator from several, in the order in which help shows them."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Make a TOML file's values this command's defaults, so that flags win."""
+    if value is None:
+        return None
+    try:
+        values = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{value} cannot be read as TOML: {error}", ctx, param) from error
+    names = {name for option in ctx.command.params for name in _config_names(option)}
+    values = {name.replace("-", "_"): entry for name, entry in values.items()}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise click.BadParameter(
+            f"{value} sets {', '.join(unknown)}, which {ctx.command.name} does not know; "
+            f"known: {', '.join(sorted(names))}",
+            ctx,
+            param,
+        )
+    by_parameter = {
+        option.name: values[name] for option in ctx.command.params for name in _config_names(option) if name in values
+    }
+    ctx.default_map = {**(ctx.default_map or {}), **by_parameter}
+    return value
+
+
+def _config_names(option: click.Parameter) -> set[str]:
+    """The names by which a file may set an option: its long flags."""
+    return {flag.removeprefix("--").replace("-", "_") for flag in option.opts if flag.startswith("--")}
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    ctx.meta[f"eabf.{param.name}"] = value
+    output.set_verbosity(quiet=ctx.meta.get("eabf.quiet", False), verbose=ctx.meta.get("eabf.verbose", False))
+    return value
+
+
+model_options = bundle(
+    click.option(
+        "-m", "--model", metavar="ID_OR_PATH", help=f"Hub id, folder, GGUF file, or {DEMO_MODEL} (the default)."
+    ),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
+    click.option("--trust-remote-code", is_flag=True, help="Let a checkpoint's own code run (off by default)."),
+)
+compute_options = bundle(
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Weights' dtype."),
+    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run."),
+    click.option("--seed", type=int, default=42, show_default=True, help="Seed of everything random."),
+)
+method_options = bundle(
+    click.option(
+        "--method",
+        type=click.Choice(_METHOD_NAMES),
+        default=RopeScalingConfig.method,
+        show_default=True,
+        help="How to extend the window.",
+    ),
+    click.option(
+        "--factor",
+        type=float,
+        help=f"Target window divided by the pre-trained one.  [default: {RopeScalingConfig.factor:g}]",
+    ),
+    click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
+    click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
+    click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if the model misstates it."),
+    click.option("--rebase", is_flag=True, help="Take an existing scaling off the model first."),
+    click.option(
+        "--unscaled-layers",
+        type=IntegerList(none_word="none"),
+        metavar="LIST|none",
+        help="Layers whose logits are not scaled.  [default: 0,1 for eabf]",
+    ),
+)
+output_options = bundle(
+    click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where to write."),
+    click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
+    click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing."),
+)
+common_options = bundle(
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        metavar="FILE",
+        help="TOML file with options (flags win).",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout."),
+    click.option("-q", "--quiet", is_flag=True, expose_value=False, is_eager=True, callback=_set_verbosity),
+    click.option("-v", "--verbose", is_flag=True, expose_value=False, is_eager=True, callback=_set_verbosity),
+)
+
+
+def model_or_demo(model: str | None) -> str:
+    """The model to use; without one the demo model, which is said."""
+    if model is None:
+        output.status(f"No --model given: using the demo model {DEMO_MODEL}. Name a real one with -m ID_OR_PATH.")
+        return DEMO_MODEL
+    return model
+
+
+def method_request(values: dict[str, Any]) -> Any:
+    """Take the shared method options out of a command's values, as the core's `MethodRequest`."""
+    from eabf_cli.core.patch_checkpoint import MethodRequest
+
+    names = ("method", "factor", "max_length", "rope_theta", "original_length", "rebase", "unscaled_layers")
+    return MethodRequest(**{name: values.pop(name) for name in names})

@@ -1,0 +1,74 @@
+"""The one writer: results go to stdout, the conversation goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from typing import Any
+
+import click
+
+_verbosity = 0
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Choose how much is said on stderr, and route the package's log there."""
+    global _verbosity
+    _verbosity = -1 if quiet else int(verbose)
+    package = logging.getLogger("eabf_cli")
+    package.handlers = [_Conversation()]
+    package.setLevel(logging.INFO)
+    package.propagate = False
+
+
+def is_interactive() -> bool:
+    """Whether progress bars make sense."""
+    return _verbosity >= 0 and sys.stderr.isatty()
+
+
+def result(data: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print a command's result: one JSON document, or text for people."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def status(message: str) -> None:
+    """Say what is going on."""
+    if _verbosity >= 0:
+        click.echo(message, err=True)
+
+
+def detail(message: str) -> None:
+    """Say what only `--verbose` wants to know."""
+    if _verbosity > 0:
+        click.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """Say what the user should not miss; `--quiet` does not silence it."""
+    click.echo(click.style("warning: ", fg="yellow") + message, err=True)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own chatter and bars off stderr; call it before the work, after their import."""
+    import datasets
+    import huggingface_hub.utils
+    import transformers
+
+    if _verbosity <= 0:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        datasets.utils.logging.set_verbosity_error()
+        datasets.disable_progress_bars()
+        warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
+    if not is_interactive():
+        huggingface_hub.utils.disable_progress_bars()
+
+
+class _Conversation(logging.Handler):
+    """Hands log records of this package to the functions above."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show = warn if record.levelno >= logging.WARNING else status
+        show(record.getMessage())
