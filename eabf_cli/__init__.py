@@ -19,6 +19,10 @@ _EXPORTS = {
     "remove_method": "patching",
     "load_model": "checkpoint",
     "load_tokenizer": "checkpoint",
+    "FinetuneConfig": "finetuning",
+    "finetune": "finetuning",
+    "EvalConfig": "evaluation",
+    "evaluate": "evaluation",
     "PatchConfig": "patch_checkpoint",
     "patch_checkpoint": "patch_checkpoint",
 }

@@ -289,7 +289,7 @@ class _ScaledAttention:
         if self.has_query_key_norm:
             query = self.q_norm(query)
             key = self.k_norm(key)
-        query, key, value = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
         cos, sin = position_embeddings
         query, key = self.apply_rotary(query, key, cos, sin)

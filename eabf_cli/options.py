@@ -128,7 +128,7 @@ method_options = bundle(
     ),
     click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
     click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
-    click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if the model misstates it."),
+    click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if not the model's."),
     click.option("--rebase", is_flag=True, help="Take an existing scaling off the model first."),
     click.option(
         "--unscaled-layers",

@@ -86,7 +86,7 @@ def check_supported(config: PretrainedConfig) -> None:
             f"supported: {', '.join(sorted(SUPPORTED_MODEL_TYPES))}"
         )
     if not getattr(config, "rope_parameters", None):
-        raise UnsupportedModelError(f"this {config.model_type!r} config has no RoPE parameters: there is none to extend")
+        raise UnsupportedModelError(f"this {config.model_type!r} config has no rope_theta: there is no RoPE to extend")
 
 
 def decoder(model: PreTrainedModel) -> PreTrainedModel:

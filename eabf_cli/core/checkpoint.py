@@ -154,9 +154,7 @@ def _load_weights(
     return result
 
 
-def load_tokenizer(
-    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> Tokenizer:
+def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
     """Load the tokenizer of a model (same names as `load_model`).
 
     Raises:

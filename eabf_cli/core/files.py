@@ -91,8 +91,7 @@ def check_space(target: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(_existing_parent(target)).free
     if free < num_bytes:
         raise CheckpointError(
-            f"no space for {target}: {num_bytes / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free; "
-            "choose another -o"
+            f"no space for {target}: {num_bytes / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free; choose another -o"
         )
 
 

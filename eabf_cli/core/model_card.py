@@ -60,7 +60,9 @@ def write_model_card(
     if report.scaled_layers:
         positions = ", ".join(f"{t:.4g} at {position:,}" for position, t in report.logit_scale.items())
         exempt = ", ".join(map(str, report.unscaled_layers)) or "none"
-        scale = f"Attention logits of {report.num_scaled_layers} layers are scaled: {positions} (exempt layers: {exempt})."
+        scale = (
+            f"Attention logits of {report.num_scaled_layers} layers are scaled: {positions} (exempt layers: {exempt})."
+        )
     else:
         scale = "Attention logits are not scaled by position."
     who = (

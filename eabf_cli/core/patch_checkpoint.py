@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class PatchConfig:
     model: str = DEMO_MODEL
     revision: str | None = None
     output: Path | None = None
-    request: MethodRequest = MethodRequest()
+    request: MethodRequest = field(default_factory=MethodRequest)
     dtype: str = "auto"
     overwrite: bool = False
     dry_run: bool = False

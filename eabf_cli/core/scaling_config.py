@@ -107,8 +107,7 @@ class RopeScalingConfig:
         kinds = {scaling[key] for key in ("rope_type", "type") if key in scaling}
         if len(kinds) != 1:
             raise InvalidConfigError(
-                f"rope_scaling must name one type, got {sorted(map(str, kinds)) or 'none'}; "
-                f"known: {', '.join(METHODS)}"
+                f"rope_scaling must name one type, got {sorted(map(str, kinds)) or 'none'}; known: {', '.join(METHODS)}"
             )
         if "factor" not in scaling:
             raise InvalidConfigError('rope_scaling has no factor; expected e.g. {"type": "eabf", "factor": 4}')
@@ -125,9 +124,7 @@ class RopeScalingConfig:
         return ", ".join(f"{name}={value}" for name, value in given.items())
 
 
-def choose_factor(
-    factor: float | None, max_length: int | None, original_max_position_embeddings: int
-) -> float:
+def choose_factor(factor: float | None, max_length: int | None, original_max_position_embeddings: int) -> float:
     """The factor meant by `--factor` and `--max-length` (either gives the other; neither: the default).
 
     Raises:

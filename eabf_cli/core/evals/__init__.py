@@ -1,0 +1,1 @@
+"""The measurements behind `eabf_cli.core.evaluation`: rows to score, their scoring, their statistics."""

@@ -1,0 +1,216 @@
+"""Retrieval at a distance: the passkey prompt, facts in wordings no training row has, repeated random spans.
+
+One prompt of needles or spans asks for several things: reading a long text is what costs, not asking.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.evals.language_modeling import mean_and_stderr
+from eabf_cli.core.evals.rows import Row, Target
+from eabf_cli.core.needles import (
+    KEYED_PASSKEY,
+    Needle,
+    NeedleTemplate,
+    draw_needles,
+    passkey_prompt,
+    plain_token_ids,
+    templates_of,
+)
+from eabf_cli.core.needles import _encode_after as encode_after
+
+if TYPE_CHECKING:
+    from eabf_cli.core.evals.scoring import Scores
+
+SPANS_PER_PROMPT = 4
+SPAN_LENGTH = 24
+EFFECTIVE_SHARE = 0.9
+"""Share of its in-window score that retrieval has to keep, with confidence, at an effective length."""
+
+# One-sided 95 %: the question is how low the true score may be, not how high.
+_Z = 1.645
+_SENTENCE_END = "."
+
+
+def eval_templates() -> tuple[NeedleTemplate, ...]:
+    """What a needle prompt asks for: each held-out wording once, and the keyed passkey with two keys."""
+    return (*templates_of("heldout"), KEYED_PASSKEY, KEYED_PASSKEY)
+
+
+def passkey_rows(tokenizer: Any, length: int, depths: Sequence[float], num_trials: int, seed: int) -> list[Row]:
+    """The field's passkey prompt in `length` tokens; trial after trial takes the next depth.
+
+    Raises:
+        InvalidConfigError: the prompt does not fit.
+    """
+    rows = []
+    for trial in range(num_trials):
+        depth = depths[trial % len(depths)]
+        prompt = passkey_prompt(tokenizer, length, depth, seed=seed * 1_000_003 + trial)
+        target = Target(("passkey", length, depth), len(prompt.input_ids), length)
+        rows.append(Row((*prompt.input_ids, *prompt.answer_ids), (target,)))
+    return rows
+
+
+def needle_row(tokenizer: Any, length: int, filler: Sequence[int], rng: random.Random) -> Row:
+    """`length` tokens of text with a fact of every template in it, all asked for at the end.
+
+    The facts stand in random order, one in each of as many equal parts of the text; they are asked for in
+    another order, each behind the right answers to the questions before it.
+
+    Raises:
+        InvalidConfigError: the facts and questions do not fit.
+    """
+    needles: list[Needle] = []
+    for template in dict.fromkeys(eval_templates()):
+        needles += draw_needles(rng, template, eval_templates().count(template))
+    rng.shuffle(needles)
+    statements = [encode_after(tokenizer, _SENTENCE_END, needle.statement) for needle in needles]
+    questions: list[tuple[Needle, list[int], list[int]]] = []
+    text = _SENTENCE_END
+    for needle in rng.sample(needles, len(needles)):
+        opening = needle.question if not questions else _SENTENCE_END + needle.question
+        question_ids = encode_after(tokenizer, text, opening)
+        questions.append((needle, question_ids, encode_after(tokenizer, needle.question, needle.answer)))
+        text = needle.answer
+    num_fixed = sum(map(len, statements)) + sum(len(ask) + len(answer) for _, ask, answer in questions)
+    row = _start_row(tokenizer, length, num_fixed, "needles", statements, filler, rng, spread_over=1.0)
+    targets = []
+    for needle, question_ids, answer_ids in questions:
+        row += question_ids
+        targets.append(Target(("needles", length, needle.template.name), len(row), len(row) + len(answer_ids)))
+        row += answer_ids
+    return Row(tuple(row), tuple(targets))
+
+
+def span_row(tokenizer: Any, length: int, filler: Sequence[int], rng: random.Random) -> Row:
+    """Spans of random tokens in the first quarter of `length` tokens of text; their halves again at the end.
+
+    Retrieval without any wording: of each span the first half is given again, the second is to be predicted.
+
+    Raises:
+        InvalidConfigError: the spans do not fit.
+    """
+    plain = plain_token_ids(tokenizer)
+    spans = [rng.choices(plain, k=SPAN_LENGTH) for _ in range(SPANS_PER_PROMPT)]
+    num_fixed = 2 * SPANS_PER_PROMPT * SPAN_LENGTH
+    row = _start_row(tokenizer, length, num_fixed, "repeated spans", spans, filler, rng, spread_over=0.25)
+    targets = []
+    for span in rng.sample(spans, len(spans)):
+        middle = len(row) + SPAN_LENGTH // 2
+        row += span
+        targets.append(Target(("span", length), middle, len(row)))
+    return Row(tuple(row), tuple(targets))
+
+
+def passkey_result(scores: Scores, lengths: Sequence[int], depths: Sequence[float]) -> list[dict[str, Any]]:
+    """Share of exact answers by length and depth."""
+    return [
+        {"length": length, "depth": depth} | _accuracy(scores, ("passkey", length, depth))
+        for length in lengths
+        for depth in depths
+        if ("passkey", length, depth) in scores
+    ]
+
+
+def needles_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Share of exact answers by template and length."""
+    return [
+        {"template": template.name, "length": length} | _accuracy(scores, ("needles", length, template.name))
+        for template in dict.fromkeys(eval_templates())
+        for length in lengths
+        if ("needles", length, template.name) in scores
+    ]
+
+
+def span_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Share of the second halves' tokens that are predicted, by length; stderr over the spans."""
+    results = []
+    for length in lengths:
+        found = scores.get(("span", length), [])
+        accuracy, stderr = mean_and_stderr([score.share for score in found])
+        if found:
+            results.append({"length": length, "accuracy": accuracy, "stderr": stderr, "num_trials": len(found)})
+    return results
+
+
+def retrieval_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Passkey and needle answers of each length together, with the lower bound of a Wilson interval."""
+    results = []
+    for length in lengths:
+        matches = [
+            score.is_match
+            for key, found in scores.items()
+            if isinstance(key, tuple) and key[0] in ("passkey", "needles") and key[1] == length
+            for score in found
+        ]
+        if matches:
+            results.append(
+                {
+                    "length": length,
+                    "accuracy": sum(matches) / len(matches),
+                    "lower_bound": wilson_lower_bound(sum(matches), len(matches)),
+                    "num_trials": len(matches),
+                }
+            )
+    return results
+
+
+def effective_length(retrieval: Sequence[dict[str, Any]], original_max_position_embeddings: int) -> int | None:
+    """The longest length whose lower bound is at least 90 % of the score inside the original window.
+
+    The lengths inside the window are the yardstick and qualify as they are; beyond it the trials have to prove
+    it, and few cannot (25 right answers out of 25 are the least that prove 90 %). None where retrieval was not
+    measured inside the window, or never worked there.
+    """
+    inside = [entry for entry in retrieval if entry["length"] <= original_max_position_embeddings]
+    num_trials = sum(entry["num_trials"] for entry in inside)
+    num_right = sum(entry["accuracy"] * entry["num_trials"] for entry in inside)
+    if num_right == 0:
+        return None
+    threshold = EFFECTIVE_SHARE * num_right / num_trials
+    proven = [entry for entry in retrieval if entry["lower_bound"] >= threshold]
+    return max(entry["length"] for entry in [*inside, *proven])
+
+
+def wilson_lower_bound(num_successes: int, num_trials: int, z: float = _Z) -> float:
+    """Lower end of the Wilson score interval for a share, by default one-sided at 95 % (Wilson 1927)."""
+    share = num_successes / num_trials
+    spread = z * math.sqrt(share * (1 - share) / num_trials + z**2 / (4 * num_trials**2))
+    return max(0.0, (share + z**2 / (2 * num_trials) - spread) / (1 + z**2 / num_trials))
+
+
+def _start_row(
+    tokenizer: Any,
+    length: int,
+    num_fixed: int,
+    name: str,
+    blocks: Sequence[list[int]],
+    filler: Sequence[int],
+    rng: random.Random,
+    *,
+    spread_over: float,
+) -> list[int]:
+    """BOS and filler, the blocks put in one in each of as many parts of its first `spread_over`."""
+    row = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    num_filler = length - len(row) - num_fixed
+    if num_filler < 0:
+        raise InvalidConfigError(f"{name} need {length - num_filler} tokens, more than {length}")
+    first = rng.randrange(max(1, len(filler) - num_filler))
+    text = [filler[(first + index) % len(filler)] for index in range(num_filler)]
+    part, taken = spread_over * num_filler / len(blocks), 0
+    for index, block in enumerate(blocks):
+        cut = round(part * (index + rng.random()))
+        row += [*text[taken:cut], *block]
+        taken = cut
+    return row + text[taken:]
+
+
+def _accuracy(scores: Scores, key: tuple[Any, ...]) -> dict[str, Any]:
+    matches = [score.is_match for score in scores[key]]
+    return {"accuracy": sum(matches) / len(matches), "num_trials": len(matches)}

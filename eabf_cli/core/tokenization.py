@@ -1,0 +1,187 @@
+"""Text and conversations to token ids, with the tokens that carry loss marked.
+
+A text of ten million tokens from which a few thousand are wanted is cut by characters first: a prefix that
+turns out long enough is tokenised, never the whole.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from eabf_cli.core.errors import DataError
+
+# Vicuna's layout, for tokenizers that come without a chat template (base models): the system text, then
+# "USER: ..." and "ASSISTANT: ..." with the end-of-sequence token after each answer.
+PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + '\\n' }}"
+    "{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token + '\\n' }}{% endif %}"
+    "{% endfor %}"
+    # No space at the end: most tokenizers join it to the word that follows.
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+_CHARACTERS_PER_TOKEN = 8
+# The last tokens of a cut text may differ from those of the whole text: a cut word is spelled otherwise.
+_CUT_MARGIN = 64
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Token ids with loss marks, both of one length.
+
+    Attributes:
+        input_ids: the tokens, begin-of-sequence first where the tokenizer (or its chat template) has one.
+        has_loss: whether the token is one to be predicted.
+        is_whole: False if the text goes on after these tokens.
+    """
+
+    input_ids: list[int]
+    has_loss: list[bool]
+    is_whole: bool = True
+
+
+def encode_text(tokenizer: Any, text: str, *, max_tokens: int | None = None) -> TokenizedText:
+    """The tokens of a document, with loss on every one; BOS first if the tokenizer has one.
+
+    Args:
+        max_tokens: the tokens beyond it are not needed: a longer text comes back with more than `max_tokens`
+            tokens, but not all of them, and `is_whole` False.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids, _, is_whole = _tokenize_start(tokenizer, text, max_tokens)
+    return TokenizedText(bos + ids, [True] * (len(bos) + len(ids)), is_whole)
+
+
+def encode_chat(
+    tokenizer: Any, messages: Sequence[dict[str, str]], origin: str, *, max_tokens: int | None = None
+) -> TokenizedText:
+    """The tokens of a conversation, with loss on the assistant's turns only.
+
+    The tokenizer's chat template is used; without one, `PLAIN_CHAT_TEMPLATE`. A template with
+    `{% generation %}` marks the assistant's tokens itself. With any other, an answer is what rendering the
+    turns up to it adds to rendering those before it with the generation prompt: the end of turn is part of it. A
+    conversation that opens with the assistant has no loss on that turn: nothing asked for it.
+
+    Args:
+        origin: where the conversation comes from, for messages.
+        max_tokens: as in `encode_text`.
+
+    Raises:
+        DataError: the template refuses the conversation, or renders a turn differently once others follow.
+    """
+    template = getattr(tokenizer, "chat_template", None) or PLAIN_CHAT_TEMPLATE
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()))
+    chat = _Chat(tokenizer, list(messages), template, origin)
+    marks_answers = "{% generation" in template or "{%- generation" in template
+    return chat.encode_by_mask() if marks_answers else chat.encode_by_prefixes(max_tokens)
+
+
+def tokenize(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text as it stands: no special token added, and no warning about its length."""
+    return list(tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class _Chat:
+    tokenizer: Any
+    messages: list[dict[str, str]]
+    template: str
+    origin: str
+
+    def encode_by_mask(self) -> TokenizedText:
+        encoded = self._apply_template(
+            self.messages,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"verbose": False},
+        )
+        return TokenizedText(list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]])
+
+    def encode_by_prefixes(self, max_tokens: int | None) -> TokenizedText:
+        text = self._render(len(self.messages))
+        ids, ends, is_whole = _tokenize_start(self.tokenizer, text, max_tokens)
+        has_loss = [False] * len(ids)
+        for index, message in enumerate(self.messages):
+            if message["role"] != "assistant" or index == 0:
+                continue
+            start, end = (
+                self._count_tokens(prefix, ids, ends)
+                for prefix in (
+                    self._checked_prefix(text, index, add_generation_prompt=True),
+                    self._checked_prefix(text, index + 1),
+                )
+            )
+            has_loss[start:end] = [True] * (end - start)
+        return TokenizedText(ids, has_loss, is_whole)
+
+    def _checked_prefix(self, text: str, num_turns: int, *, add_generation_prompt: bool = False) -> str:
+        prefix = self._render(num_turns, add_generation_prompt=add_generation_prompt)
+        if not text.startswith(prefix):
+            raise DataError(
+                f"{self.origin}: the tokenizer's chat template renders the first {num_turns} turns differently "
+                "once others follow, so the answers cannot be told apart: give the tokenizer a template with "
+                "{% generation %} around the assistant's turns"
+            )
+        return prefix
+
+    def _count_tokens(self, prefix: str, ids: list[int], ends: list[int] | None) -> int:
+        """How many of the tokens lie wholly inside a prefix of the text."""
+        if ends is not None:
+            return bisect_right(ends, len(prefix))
+        prefix_ids = tokenize(self.tokenizer, prefix)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prefix_ids, strict=False)))
+
+    def _render(self, num_turns: int, *, add_generation_prompt: bool = False) -> str:
+        return str(
+            self._apply_template(self.messages[:num_turns], tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+
+    def _apply_template(self, messages: list[dict[str, str]], **options: Any) -> Any:
+        # A refusal by the template's raise_exception() arrives as a TemplateError.
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(messages, chat_template=self.template, **options)
+        except TemplateError as error:
+            raise DataError(
+                f"{self.origin}: the tokenizer's chat template refuses the conversation: {error}"
+            ) from error
+
+
+def _tokenize_start(tokenizer: Any, text: str, max_tokens: int | None) -> tuple[list[int], list[int] | None, bool]:
+    """Tokens from a text's start, the character behind each (if the tokenizer knows), is it the whole text."""
+    has_offsets = bool(getattr(tokenizer, "is_fast", False))
+    for length in _prefix_lengths(len(text), max_tokens):
+        encoded = tokenizer(
+            text[:length],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=has_offsets,
+            verbose=False,
+        )
+        ids = list(encoded["input_ids"])
+        is_whole = length == len(text)
+        num_kept = len(ids) if is_whole else len(ids) - _CUT_MARGIN
+        if is_whole or (max_tokens is not None and num_kept > max_tokens):
+            break
+    ends = [end for _, end in encoded["offset_mapping"][:num_kept]] if has_offsets else None
+    return ids[:num_kept], ends, is_whole
+
+
+def _prefix_lengths(num_characters: int, max_tokens: int | None) -> Iterator[int]:
+    """Ever longer prefixes of a text, in characters; the last one is the whole."""
+    if max_tokens is not None:
+        length = _CHARACTERS_PER_TOKEN * (max_tokens + _CUT_MARGIN)
+        while length < num_characters:
+            yield length
+            length *= 4
+    yield num_characters
