@@ -106,7 +106,7 @@ model_options = bundle(
         "-m", "--model", metavar="ID_OR_PATH", help=f"Hub id, folder, GGUF file, or {DEMO_MODEL} (the default)."
     ),
     click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
-    click.option("--trust-remote-code", is_flag=True, help="Let a checkpoint's own code run (off by default)."),
+    click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer's own code run."),
 )
 compute_options = bundle(
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Weights' dtype."),

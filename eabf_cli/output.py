@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from typing import Any
@@ -51,16 +52,17 @@ def warn(message: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own chatter and bars off stderr; call it before the work, after their import."""
-    import datasets
+    """Keep the libraries' own chatter and bars off stderr; call it before the work."""
+    # Read when datasets is imported, which only a data set on the Hub needs.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "0" if is_interactive() else "1")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
     import huggingface_hub.utils
     import transformers
 
     if _verbosity <= 0:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        datasets.utils.logging.set_verbosity_error()
-        datasets.disable_progress_bars()
+        huggingface_hub.utils.logging.set_verbosity_error()
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
     if not is_interactive():
         huggingface_hub.utils.disable_progress_bars()

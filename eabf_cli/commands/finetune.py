@@ -62,7 +62,6 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
 
     output.quiet_libraries()
     request = options.method_request(values)
-    values.pop("trust_remote_code")
     lengths, evaluated, dataset = values.pop("lengths"), values.pop("evaluated"), values.pop("dataset")
     evaluation = EvalConfig.quick(lengths=lengths, seed=values["seed"]) if evaluated else None
     config = FinetuneConfig(

@@ -66,6 +66,7 @@ class FinetuneConfig:
     batch_size: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    trust_remote_code: bool = False
     seed: int = 42
     evaluation: EvalConfig | None = field(default_factory=EvalConfig.quick)
     control: bool = False
@@ -77,16 +78,22 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What a run will do, known before any weight is loaded."""
+class _Target:
+    """The model that a run extends, and its folder."""
 
     source: ModelSource
     resolution: Resolution
+    num_parameters: int
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan(_Target):
+    """What a run will do, known before any weight is loaded."""
+
     samples: SampleSet
     recipe: Recipe
     tokenizer: Any
-    folder: Path
-    num_parameters: int
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -102,10 +109,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         EabfError: anything the user can put right, before weights are loaded where it can be known.
     """
     torch_dtype(config.dtype)
-    finished = _finished_run(config)
+    target = _target(config)
+    finished = _finished_run(config, target.folder)
     if finished is not None:
         return finished
-    plan = _plan(config)
+    plan = _plan(config, target)
     if config.dry_run:
         return _planned_result(config, plan)
     resume_from = _open_folder(config, plan)
@@ -227,49 +235,48 @@ def _lengths(window: int, target: int) -> list[int]:
     return sorted({*lengths, target, 2 * target})
 
 
-def _plan(config: FinetuneConfig) -> _Plan:
-    source = find_model(config.model, revision=config.revision)
+def _target(config: FinetuneConfig) -> _Target:
+    source = find_model(config.model, revision=config.revision, with_weights=not config.dry_run)
     loaded = read_config(source)
     resolution = resolve_request(config.request, loaded)
+    if config.request.rebase and resolution.notes:
+        raise InvalidConfigError(
+            f"{source.name} is scaled already, and finetune starts from an unscaled model: give -m the original model"
+        )
     skeleton = architectures.meta_model(resolution.base_config)
     plan_patch(skeleton, resolution)
     check_can_save(resolution.base_config, resolution.scaling)
-    if resolution.notes or loaded.resolution is not None:
-        raise InvalidConfigError(
-            "finetune starts from an unscaled model: write one with eabf patch --rebase first, or give -m the original"
-        )
-    folder = config.output or default_output(source.name, resolution.scaling)
+    return _Target(
+        source=source,
+        resolution=resolution,
+        num_parameters=skeleton.num_parameters(),
+        folder=config.output or default_output(source.name, resolution.scaling),
+    )
+
+
+def _plan(config: FinetuneConfig, target: _Target) -> _Plan:
     if not config.dry_run:
-        _check_folder(config, folder, source)
-    tokenizer = load_tokenizer(config.model, revision=config.revision)
+        _check_folder(config, target)
+    tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     samples = load_samples(
         DataConfig(
             dataset=config.dataset,
             dataset_split=config.dataset_split,
             num_samples=config.samples,
-            max_length=resolution.scaling.max_position_embeddings,
+            max_length=target.resolution.scaling.max_position_embeddings,
             too_long=config.too_long,  # type: ignore[arg-type]
             seed=config.seed,
         ),
         tokenizer,
     )
-    num_parameters = skeleton.num_parameters()
     recipe = recipe_for(
-        num_parameters,
+        target.num_parameters,
         len(samples),
         learning_rate=config.learning_rate,
         epochs=config.epochs,
         batch_size=config.batch_size,
     )
-    return _Plan(
-        source=source,
-        resolution=resolution,
-        samples=samples,
-        recipe=recipe,
-        tokenizer=tokenizer,
-        folder=folder,
-        num_parameters=num_parameters,
-    )
+    return _Plan(**vars(target), samples=samples, recipe=recipe, tokenizer=tokenizer)
 
 
 def _settings(config: FinetuneConfig, plan: _Plan) -> dict[str, Any]:
@@ -293,13 +300,10 @@ def _jsonable(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _finished_run(config: FinetuneConfig) -> dict[str, Any] | None:
+def _finished_run(config: FinetuneConfig, folder: Path) -> dict[str, Any] | None:
     """The result of a run that `--resume` finds finished."""
     if not config.resume:
         return None
-    folder = config.output
-    if folder is None:
-        raise InvalidConfigError("--resume needs the run's folder: give it with -o")
     if not folder.is_dir():
         raise CheckpointError(f"run folder {folder} does not exist: leave --resume out to start a run there")
     record = read_run_record(folder)
@@ -311,15 +315,17 @@ def _finished_run(config: FinetuneConfig) -> dict[str, Any] | None:
     return None
 
 
-def _check_folder(config: FinetuneConfig, folder: Path, source: ModelSource) -> None:
+def _check_folder(config: FinetuneConfig, target: _Target) -> None:
+    folder = target.folder
     if config.resume:
         return
-    if (folder / SETTINGS_FILE).is_file() and not (folder / RUN_FILE).is_file() and not config.overwrite:
+    is_unfinished = (folder / SETTINGS_FILE).is_file() and not (folder / RUN_FILE).is_file()
+    if is_unfinished and not config.overwrite:
         raise OutputExistsError(
             f"run folder {folder} is not finished: go on with --resume -o {folder}, or start anew with --overwrite"
         )
-    if not (config.overwrite and (folder / SETTINGS_FILE).is_file()):
-        check_target(folder, overwrite=config.overwrite, sources=(source.folder,))
+    if not is_unfinished:
+        check_target(folder, overwrite=config.overwrite, sources=(target.source.folder,))
 
 
 def _open_folder(config: FinetuneConfig, plan: _Plan) -> Path | None:
@@ -376,10 +382,9 @@ def _write_final(config: FinetuneConfig, plan: _Plan, model: PreTrainedModel, re
         revision=plan.source.revision,
         results=_results_text(result),
     )
+    write_run_record(plan.folder, run_record("finetune", _settings(config, plan), result))
     for left in (*plan.folder.glob("checkpoint-*"), plan.folder / "control"):
         shutil.rmtree(left, ignore_errors=True)
-    arguments = _settings(config, plan)
-    write_run_record(plan.folder, run_record("finetune", arguments, result))
 
 
 def comparison_table(result: dict[str, Any]) -> str:

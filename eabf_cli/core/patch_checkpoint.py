@@ -121,6 +121,11 @@ def plan_checkpoint(config: PatchConfig) -> PatchPlan:
         EabfError: the model, the method or their combination is refused.
     """
     source = find_model(config.model, revision=config.revision, with_weights=not config.dry_run)
+    if config.dtype != "auto" and source.gguf_file is None:
+        raise InvalidConfigError(
+            f"patch copies the weights of {source.name} as they are, so dtype {config.dtype!r} cannot be had: "
+            "leave --dtype out (it is for GGUF files, which are dequantised)"
+        )
     loaded = read_config(source)
     resolution = resolve_request(config.request, loaded)
     report = plan_patch(architectures.meta_model(resolution.base_config), resolution)

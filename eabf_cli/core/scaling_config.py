@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
@@ -104,16 +104,14 @@ class RopeScalingConfig:
             raise InvalidConfigError(
                 f"rope_scaling is of format {scaling['format']!r}, this version of eabf reads {FORMAT}: upgrade eabf"
             )
-        kinds = {scaling[key] for key in ("rope_type", "type") if key in scaling}
-        if len(kinds) != 1:
+        kinds = [scaling[key] for key in ("rope_type", "type") if key in scaling]
+        if not kinds or kinds[0] != kinds[-1]:
             raise InvalidConfigError(
-                f"rope_scaling must name one type, got {sorted(map(str, kinds)) or 'none'}; known: {', '.join(METHODS)}"
+                f"rope_scaling must name one type, got {kinds or 'none'}; known: {', '.join(METHODS)}"
             )
         if "factor" not in scaling:
             raise InvalidConfigError('rope_scaling has no factor; expected e.g. {"type": "eabf", "factor": 4}')
-        if values.get("unscaled_layers") is not None:
-            values["unscaled_layers"] = tuple(values["unscaled_layers"])
-        return cls(method=kinds.pop(), **values)
+        return cls(method=kinds[0], **values)
 
     def replace(self, **changes: Any) -> RopeScalingConfig:
         """A copy with some fields changed, checked again."""
@@ -190,6 +188,8 @@ def _checked_theta(theta: Any, method: str) -> float | str | None:
 
 
 def _checked_layers(layers: Any) -> tuple[int, ...]:
+    if not isinstance(layers, Iterable):
+        raise InvalidConfigError(f"unscaled_layers must be a list of layer numbers, got {layers!r}")
     for layer in layers:
         if not isinstance(layer, Integral) or isinstance(layer, bool) or layer < 0:
             raise InvalidConfigError(f"unscaled_layers must be layer numbers from 0, got {layer!r}")
