@@ -52,10 +52,13 @@ def warn(message: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own chatter and bars off stderr; call it before the work."""
+    """Keep the libraries' own chatter and bars off stderr; call it before anything imports them."""
     # Read when datasets is imported, which only a data set on the Hub needs.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "0" if is_interactive() else "1")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    if not is_interactive():
+        # transformers shows some bars whatever its settings say; tqdm reads this when it is imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     import huggingface_hub.utils
     import transformers
 

@@ -56,11 +56,11 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
       eabf finetune --samples 100 --factor 4 --control --json > result.json
       eabf finetune -m HuggingFaceTB/SmolLM2-135M --dataset chats.jsonl --factor 2 -o smollm2-16k
     """
+    output.quiet_libraries()
     from eabf_cli.core.evaluation import EvalConfig
     from eabf_cli.core.finetuning import FinetuneConfig, comparison_table
     from eabf_cli.core.finetuning import finetune as run
 
-    output.quiet_libraries()
     request = options.method_request(values)
     lengths, evaluated, dataset = values.pop("lengths"), values.pop("evaluated"), values.pop("dataset")
     evaluation = EvalConfig.quick(lengths=lengths, seed=values["seed"]) if evaluated else None

@@ -28,9 +28,9 @@ def patch(model: str | None, as_json: bool, **values: Any) -> None:
       eabf patch -m HuggingFaceTB/SmolLM2-135M-Instruct --factor 4 -o smollm2-32k
       eabf patch -m ./my-llama --method yarn --max-length 32768 -o my-llama-32k
     """
+    output.quiet_libraries()
     from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 
-    output.quiet_libraries()
     request = options.method_request(values)
     for unused in ("seed", "device", "trust_remote_code"):
         values.pop(unused)

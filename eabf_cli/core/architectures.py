@@ -49,6 +49,9 @@ SUPPORTED_MODEL_TYPES = (
     "ernie4_5",
 )
 
+# The model type whose attention has a temperature by position in every forward.
+TEMPERED = "ministral3"
+
 # Families in which some layers skip RoPE, and how such a layer's attention shows it.
 _USES_ROPE: dict[str, Callable[[nn.Module], bool]] = {
     "smollm3": lambda attention: bool(attention.use_rope),
@@ -145,15 +148,21 @@ def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
 def set_rope_parameters(config: PretrainedConfig, parameters: dict[str, Any]) -> None:
     """Replace the RoPE parameters of the full-attention layers, keeping what no method changes."""
     kept = {"partial_rotary_factor": rope_parameters(config).get("partial_rotary_factor")}
-    if config.model_type == "ministral3":
-        # Its attention computes 1 + beta ln(1 + floor(p / c)) in every forward; beta 0 makes that 1.
-        kept["llama_4_scaling_beta"] = 0.0
-        kept["original_max_position_embeddings"] = config.max_position_embeddings
+    if config.model_type == TEMPERED:
+        kept |= temperature_off(config.max_position_embeddings)
     parameters = {name: value for name, value in kept.items() if value is not None} | parameters
     if is_nested_rope(config):
         config.rope_parameters = {**config.rope_parameters, "full_attention": parameters}
     else:
         config.rope_parameters = parameters
+
+
+def temperature_off(window: int | None) -> dict[str, Any]:
+    """RoPE parameters with which Ministral-3's own 1 + beta ln(1 + floor(p / window)) is 1.
+
+    They are always written: without any, its configuration turns to a yarn of its own.
+    """
+    return {"llama_4_scaling_beta": 0.0, "original_max_position_embeddings": window}
 
 
 def rotary_dim(config: PretrainedConfig) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -71,9 +72,9 @@ def _config_from(split: SplitConfig, source: ModelSource) -> PretrainedConfig:
         raise CheckpointError(f"{source.folder / 'config.json'} has no model_type: it is not a transformers model")
     try:
         return architectures.config_class(model_type).from_dict(dict(split.plain))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"{source.folder / 'config.json'} is not a valid {model_type!r} config: {str(error).splitlines()[0]}"
+            f"{source.folder / 'config.json'} is not a valid {model_type!r} config: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -139,13 +140,27 @@ def _load_weights(
         options["attn_implementation"] = attn_implementation
     if source.gguf_file is not None:
         result = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, **options)
-        # The weights are dequantised by now; a quantization entry would only mislead a later load.
-        if hasattr(result.config, "quantization_config"):
-            del result.config.quantization_config
+        # The weights are dequantised by now; what is left of the quantizer forbids to save them.
+        for owner, name in ((result.config, "quantization_config"), (result, "hf_quantizer")):
+            if hasattr(owner, name):
+                delattr(owner, name)
         return result
     result, info = AutoModelForCausalLM.from_pretrained(
-        source.folder, config=config, use_safetensors=True, output_loading_info=True, **options
+        source.folder,
+        config=config,
+        use_safetensors=True,
+        output_loading_info=True,
+        # They are refused below, with their names.
+        ignore_mismatched_sizes=True,
+        **options,
     )
+    misshapen = sorted(info["mismatched_keys"])
+    if misshapen:
+        name, stored, expected = misshapen[0]
+        raise CheckpointError(
+            f"{source.name} has {len(misshapen)} weights of another shape than its config.json says "
+            f"(first: {name}, {tuple(stored)} instead of {tuple(expected)}): fetch it again"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(

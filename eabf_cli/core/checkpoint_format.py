@@ -109,6 +109,8 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
             "llama_4_scaling_beta": 1 / math.log(window),
             "original_max_position_embeddings": window,
         }
+    elif base.model_type == architectures.TEMPERED:
+        joined["rope_parameters"] = config.rope_parameters
     elif architectures.is_nested_rope(base):
         joined["rope_parameters"] = config.rope_parameters
         joined["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
@@ -125,7 +127,12 @@ def split_config(raw: dict[str, Any]) -> SplitConfig:
         InvalidConfigError: a scaling entry that makes no sense.
     """
     model_type = raw.get("model_type", "")
-    if RECORD in raw:
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"config.json has model_type {model_type!r}: it is not a transformers model")
+    for name in (RECORD, "rope_scaling", "rope_parameters"):
+        if not isinstance(raw.get(name) or {}, dict):
+            raise CheckpointError(f"config.json has {name} {raw[name]!r}, a dictionary is expected: it was damaged")
+    if raw.get(RECORD):
         record = dict(raw[RECORD])
         base_type = record.pop("base_model_type", model_type)
         scaling = RopeScalingConfig.from_dict(record)
@@ -144,6 +151,8 @@ def _split_scaled(raw: dict[str, Any], entry: dict[str, Any]) -> SplitConfig:
             f"config.json has model_type {raw['model_type']!r} but no rope_scaling: it was damaged, export it again"
         )
     if not {"original_max_position_embeddings", "unscaled_layers", "format"} & set(entry):
+        if window is None:
+            raise CheckpointError("config.json has an eabf rope_scaling but no max_position_embeddings: it was damaged")
         own_theta = raw.get("rope_theta") or entry.get("rope_theta")
         scaling = RopeScalingConfig(
             factor=entry.get("factor", 4.0),
@@ -176,6 +185,9 @@ def _plain(raw: dict[str, Any], model_type: str, scaling: RopeScalingConfig) -> 
     if "full_attention" in parameters:
         full = {"rope_type": "default", "rope_theta": scaling.original_rope_theta}
         plain["rope_parameters"] = parameters | {"full_attention": full}
+    elif model_type == architectures.TEMPERED:
+        off = architectures.temperature_off(scaling.original_max_position_embeddings)
+        plain["rope_parameters"] = {"rope_type": "default", "rope_theta": scaling.original_rope_theta, **off}
     elif "partial_rotary_factor" in parameters:
         plain.setdefault("partial_rotary_factor", parameters["partial_rotary_factor"])
     plain |= {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +50,44 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputExistsError: see `check_target`.
     """
     check_target(target, overwrite=overwrite)
-    partial = target.parent / f".{target.name}.eabf-partial-{os.getpid()}"
+    partial = _sibling(target, "partial", os.getpid())
+    new_parents = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
+        _remove_abandoned(target, "partial")
         partial.mkdir()
         yield partial
         for path in [*partial.rglob("*"), partial]:
             _fsync(path)
-        if target.exists():
-            replaced = target.parent / f".{target.name}.eabf-replaced-{os.getpid()}"
-            os.replace(target, replaced)
-            os.replace(partial, target)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(partial, target)
+        _move_into_place(partial, target)
+        _remove_abandoned(target, "replaced")
         _fsync(target.parent)
     except OSError as error:
         raise _explained(error, target) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in new_parents:
+            # Only those in which nothing came to lie go.
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _sibling(target: Path, kind: str, pid: int | str) -> Path:
+    return target.parent / f".{target.name}.eabf-{kind}-{pid}"
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(partial, target)
+        return
+    replaced = _sibling(target, "replaced", os.getpid())
+    os.replace(target, replaced)
+    try:
+        os.replace(partial, target)
+    except BaseException:
+        os.replace(replaced, target)
+        raise
+    shutil.rmtree(replaced)
 
 
 def _explained(error: OSError, target: Path) -> EabfError:
@@ -95,9 +114,9 @@ def check_space(target: Path, num_bytes: int) -> None:
         )
 
 
-def _remove_abandoned(target: Path) -> None:
+def _remove_abandoned(target: Path, kind: str) -> None:
     """Delete what killed runs left beside the target; a folder of a process that lives is left alone."""
-    for left in target.parent.glob(f".{target.name}.eabf-partial-*"):
+    for left in target.parent.glob(_sibling(Path(glob.escape(str(target))), kind, "*").name):
         pid = left.name.rpartition("-")[2]
         if pid.isdigit() and not _is_alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)

@@ -24,7 +24,13 @@ from eabf_cli.core.evals.table import format_table
 from eabf_cli.core.evaluation import EvalConfig, evaluate
 from eabf_cli.core.files import check_target, read_json, write_json
 from eabf_cli.core.model_card import write_model_card
-from eabf_cli.core.patch_checkpoint import MethodRequest, copy_tokenizer, default_output, resolve_request
+from eabf_cli.core.patch_checkpoint import (
+    MethodRequest,
+    copy_tokenizer,
+    default_output,
+    resolve_request,
+    save_tokenizer,
+)
 from eabf_cli.core.patching import apply_resolution, patch_report
 from eabf_cli.core.recipe import Recipe, recipe_for
 from eabf_cli.core.report import plan_patch
@@ -371,8 +377,7 @@ def _write_final(config: FinetuneConfig, plan: _Plan, model: PreTrainedModel, re
     if plan.source.gguf_file is None:
         copy_tokenizer(plan.source.folder, plan.folder, scaling.max_position_embeddings)
     else:
-        plan.tokenizer.model_max_length = scaling.max_position_embeddings
-        plan.tokenizer.save_pretrained(plan.folder)
+        save_tokenizer(plan.tokenizer, plan.folder, scaling.max_position_embeddings)
     report = patch_report(model)
     assert report is not None
     write_model_card(

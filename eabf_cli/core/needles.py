@@ -266,7 +266,7 @@ def needle_prompt(
     asked, *distractors = draw_needles(rng, template, 1 + num_distractors)
     start = _bos(tokenizer) + tokenizer.encode(template.intro, add_special_tokens=False)
     question_ids = _encode_inside(tokenizer, asked.question)
-    answer_ids = _encode_after(tokenizer, asked.question, asked.answer)
+    answer_ids = encode_after(tokenizer, asked.question, asked.answer)
     statement_ids = _encode_inside(tokenizer, asked.statement)
     distractor_ids = [_encode_inside(tokenizer, needle.statement) for needle in distractors]
 
@@ -345,10 +345,10 @@ def _repeat(ids: Sequence[int], count: int) -> list[int]:
 
 
 def _encode_inside(tokenizer: Tokenizer, text: str) -> list[int]:
-    return _encode_after(tokenizer, _SENTENCE_END, text)
+    return encode_after(tokenizer, _SENTENCE_END, text)
 
 
-def _encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
+def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
     """The tokens of `text` as they stand after `before`.
 
     A SentencePiece tokenizer puts a space before whatever it is given, so a piece encoded alone would differ

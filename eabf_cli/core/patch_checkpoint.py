@@ -243,6 +243,13 @@ def _write_from_gguf(plan: PatchPlan, config: PatchConfig, target: Path) -> None
     model = load_model(config.model, dtype=config.dtype, device="cpu")
     apply_resolution(model, plan.resolution)
     model.save_pretrained(target)
-    tokenizer = load_tokenizer(config.model)
-    tokenizer.model_max_length = plan.resolution.scaling.max_position_embeddings
+    save_tokenizer(load_tokenizer(config.model), target, plan.resolution.scaling.max_position_embeddings)
+
+
+def save_tokenizer(tokenizer: Any, target: Path, model_max_length: int) -> None:
+    """Write a tokenizer that exists only in memory (of a GGUF file) so that transformers 4.57 reads it, too."""
+    tokenizer.model_max_length = model_max_length
     tokenizer.save_pretrained(target)
+    settings = read_json(target / _TOKENIZER_CONFIG)
+    # transformers 5 names a class that 4.57 does not have.
+    write_json(target / _TOKENIZER_CONFIG, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -30,6 +30,7 @@ PLAIN_CHAT_TEMPLATE = (
 _CHARACTERS_PER_TOKEN = 8
 # The last tokens of a cut text may differ from those of the whole text: a cut word is spelled otherwise.
 _CUT_MARGIN = 64
+_BLOCK_CHARACTERS = 250_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def encode_text(tokenizer: Any, text: str, *, max_tokens: int | None = None) -> 
             tokens, but not all of them, and `is_whole` False.
     """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids, _, is_whole = _tokenize_start(tokenizer, text, max_tokens)
+    ids, _, is_whole = _tokenize_start(tokenizer, text, max_tokens, has_offsets=False)
     return TokenizedText(bos + ids, [True] * (len(bos) + len(ids)), is_whole)
 
 
@@ -108,7 +109,8 @@ class _Chat:
 
     def encode_by_prefixes(self, max_tokens: int | None) -> TokenizedText:
         text = self._render(len(self.messages))
-        ids, ends, is_whole = _tokenize_start(self.tokenizer, text, max_tokens)
+        has_offsets = bool(getattr(self.tokenizer, "is_fast", False))
+        ids, ends, is_whole = _tokenize_start(self.tokenizer, text, max_tokens, has_offsets=has_offsets)
         has_loss = [False] * len(ids)
         for index, message in enumerate(self.messages):
             if message["role"] != "assistant" or index == 0:
@@ -157,24 +159,52 @@ class _Chat:
             ) from error
 
 
-def _tokenize_start(tokenizer: Any, text: str, max_tokens: int | None) -> tuple[list[int], list[int] | None, bool]:
-    """Tokens from a text's start, the character behind each (if the tokenizer knows), is it the whole text."""
-    has_offsets = bool(getattr(tokenizer, "is_fast", False))
+def _tokenize_start(
+    tokenizer: Any, text: str, max_tokens: int | None, *, has_offsets: bool
+) -> tuple[list[int], list[int] | None, bool]:
+    """Tokens from a text's start, the character behind each (if asked for), whether it is the whole text."""
     for length in _prefix_lengths(len(text), max_tokens):
+        ids, ends = _tokenize_blocks(tokenizer, text[:length], has_offsets=has_offsets)
+        is_whole = length == len(text)
+        num_kept = len(ids) if is_whole else len(ids) - _CUT_MARGIN
+        if is_whole or (max_tokens is not None and num_kept > max_tokens):
+            break
+    return ids[:num_kept], ends and ends[:num_kept], is_whole
+
+
+def _tokenize_blocks(tokenizer: Any, text: str, *, has_offsets: bool) -> tuple[list[int], list[int] | None]:
+    """Tokens of a text and the character behind each, in blocks: a tokenizer's own record of ten million
+    tokens takes gigabytes."""
+    ids: list[int] = []
+    ends: list[int] = []
+    for start, end in _blocks(text):
         encoded = tokenizer(
-            text[:length],
+            text[start:end],
             add_special_tokens=False,
             return_attention_mask=False,
             return_offsets_mapping=has_offsets,
             verbose=False,
         )
-        ids = list(encoded["input_ids"])
-        is_whole = length == len(text)
-        num_kept = len(ids) if is_whole else len(ids) - _CUT_MARGIN
-        if is_whole or (max_tokens is not None and num_kept > max_tokens):
-            break
-    ends = [end for _, end in encoded["offset_mapping"][:num_kept]] if has_offsets else None
-    return ids[:num_kept], ends, is_whole
+        ids += encoded["input_ids"]
+        if has_offsets:
+            ends += [start + token_end for _, token_end in encoded["offset_mapping"]]
+    return ids, ends if has_offsets else None
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Consecutive pieces of a text, as (start, end), each but the first beginning with white space.
+
+    Most tokenizers never join what stands on the two sides of such a cut. In a text without white space a token
+    at a cut may differ from that of the whole text.
+    """
+    start = 0
+    while len(text) - start > _BLOCK_CHARACTERS:
+        latest = start + _BLOCK_CHARACTERS
+        breaks = (i for i in range(latest, start, -1) if text[i].isspace() and not text[i - 1].isspace())
+        end = next(breaks, latest)
+        yield start, end
+        start = end
+    yield start, len(text)
 
 
 def _prefix_lengths(num_characters: int, max_tokens: int | None) -> Iterator[int]:

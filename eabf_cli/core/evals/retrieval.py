@@ -18,11 +18,11 @@ from eabf_cli.core.needles import (
     Needle,
     NeedleTemplate,
     draw_needles,
+    encode_after,
     passkey_prompt,
     plain_token_ids,
     templates_of,
 )
-from eabf_cli.core.needles import _encode_after as encode_after
 
 if TYPE_CHECKING:
     from eabf_cli.core.evals.scoring import Scores
