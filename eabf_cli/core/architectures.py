@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,15 +108,15 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
                 index=index,
                 module=attention,
                 uses_rope=uses_rope(attention),
-                is_sliding=_slides(attention, config),
+                is_sliding=_slides(attention, config, index),
             )
         )
     return layers
 
 
-def _slides(attention: nn.Module, config: PretrainedConfig) -> bool:
-    if hasattr(attention, "is_sliding"):
-        return bool(attention.is_sliding)
+def _slides(attention: nn.Module, config: PretrainedConfig, index: int) -> bool:
+    if getattr(config, "layer_types", None):
+        return config.layer_types[index] == "sliding_attention"
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window is not None
     return getattr(config, "sliding_window", None) is not None
@@ -188,11 +187,6 @@ def attention_kernel(module: nn.Module, implementation: str) -> Callable[..., An
     """The kernel that the stock forward of this attention would have called for this implementation."""
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-
-
-def takes_position_ids_itself(module: nn.Module) -> bool:
-    """Whether the attention's forward names `position_ids`, and so does not hand them on to the kernel."""
-    return "position_ids" in inspect.signature(type(module).forward).parameters
 
 
 def config_class(model_type: str) -> type[PretrainedConfig]:

@@ -53,7 +53,6 @@ def scaled_attention(
     attention_mask: Tensor | None,
     *,
     position_ids: Tensor | None = None,
-    eabf_position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Multiply the query by t(position_ids), then call the kernel that the model's config names.
@@ -65,13 +64,12 @@ def scaled_attention(
         ValueError: no position ids reached the attention, so that t is not known.
     """
     scale: LayerScale = module.eabf_scale
-    positions = eabf_position_ids if eabf_position_ids is not None else position_ids
-    if positions is None:
+    if position_ids is None:
         raise ValueError(
             f"{type(module).__name__} was called without position_ids, so the attention scale is not known: "
             "call the model, not its layers, or pass position_ids"
         )
-    t = logit_scale(scale.rule, positions, scale.original_max_position_embeddings)  # (batch or 1, queries)
+    t = logit_scale(scale.rule, position_ids, scale.original_max_position_embeddings)  # (batch or 1, queries)
     query = query * t[:, None, :, None].to(query.dtype)
     implementation = scale.model_config._attn_implementation
     kernel = attention_kernel(module, implementation)
@@ -82,13 +80,6 @@ def scaled_attention(
 def register_kernel() -> None:
     """Make the kernel known to transformers; no stock kernel is touched, and doing it twice is harmless."""
     AttentionInterface.register(KERNEL_NAME, scaled_attention)
-
-
-def add_position_ids(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pre-hook for an attention that uses `position_ids` up: the kernel gets them by another name."""
-    return args, kwargs | {"eabf_position_ids": kwargs.get("position_ids")}
 
 
 def derive_position_ids(

@@ -4,7 +4,7 @@ Three forms exist (DESIGN.md section 4):
 - methods that transformers knows keep the family's own model type and need no code;
 - methods with a position-dependent scale get a model type of ours (`eabf_<family>`), which no runtime
   can mistake for an unscaled model;
-- `native` on a Llama is written as `ministral3`, whose stock attention has that scale.
+- `native` on a Llama (or Ministral-3) is written as `ministral3`, whose stock attention has that scale.
 The stock forms carry an `eabf_scaling` entry, which other software ignores, so that the method is known.
 """
 
@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from eabf_cli.core import architectures
@@ -48,21 +49,43 @@ class SplitConfig:
 
 def needs_modeling_file(model_type: str, scaling: RopeScalingConfig) -> bool:
     """Whether a checkpoint of this form is loaded through the bundled modelling file."""
-    return scaling.entry.logit_scale is not None and not _is_native_llama(model_type, scaling)
+    return scaling.entry.logit_scale is not None and not _is_stock_native(model_type, scaling)
 
 
-def _is_native_llama(model_type: str, scaling: RopeScalingConfig) -> bool:
-    return scaling.method == "native" and model_type == "llama"
+def _is_stock_native(model_type: str, scaling: RopeScalingConfig) -> bool:
+    """Whether Ministral-3's stock attention, whose weights are a Llama's, computes this scale."""
+    return scaling.method == "native" and model_type in ("llama", architectures.TEMPERED)
 
 
 def check_can_save(base: PretrainedConfig, scaling: RopeScalingConfig) -> None:
-    """Refuse to save what could not be loaded again with its scale.
+    """Refuse to save what could not be loaded again as it is.
 
     Raises:
-        UnsupportedModelError: the family has no class in the bundled modelling file.
+        UnsupportedModelError: the family has no class in the bundled modelling file, or its own
+            configuration in transformers does not take the method.
     """
-    if _is_native_llama(base.model_type, scaling):
-        if base.attention_bias or base.mlp_bias:
+    joined = join_config(base.to_dict(), base, scaling)
+    if needs_modeling_file(base.model_type, scaling):
+        return
+    expected = architectures.rope_parameters(scaled_config(base, scaling))
+    try:
+        read_back = architectures.rope_parameters(architectures.config_class(joined["model_type"]).from_dict(joined))
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise _not_taken(base, scaling) from error
+    if {name: read_back.get(name) for name in expected} != expected and not _is_stock_native(base.model_type, scaling):
+        raise _not_taken(base, scaling)
+
+
+def _not_taken(base: PretrainedConfig, scaling: RopeScalingConfig) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"a {base.model_type!r} checkpoint with method {scaling.method!r} could not be loaded again: transformers' "
+        f"own {base.model_type!r} configuration does not take it. What works instead: method 'abf'"
+    )
+
+
+def _check_has_form(base: PretrainedConfig, scaling: RopeScalingConfig) -> None:
+    if _is_stock_native(base.model_type, scaling):
+        if getattr(base, "attention_bias", False) or getattr(base, "mlp_bias", False):
             raise UnsupportedModelError(
                 "a Llama with attention or MLP biases cannot be written in the native form; use method 'eabf'"
             )
@@ -85,11 +108,14 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
     Raises:
         UnsupportedModelError: see `check_can_save`.
     """
-    check_can_save(base, scaling)
+    _check_has_form(base, scaling)
     config = scaled_config(base, scaling)
     parameters = architectures.rope_parameters(config)
     joined = {name: value for name, value in raw.items() if name not in (*_ROPE_FIELDS, "auto_map", RECORD)}
     joined["max_position_embeddings"] = config.max_position_embeddings
+    for name in ("head_dim", "original_max_position_embeddings"):
+        if hasattr(base, name) and getattr(config, name) != getattr(base, name):
+            joined[name] = getattr(config, name)
     joined["rope_theta"] = parameters.pop("rope_theta")
     if "partial_rotary_factor" in parameters:
         joined["partial_rotary_factor"] = parameters.pop("partial_rotary_factor")
@@ -99,7 +125,7 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
         joined["rope_scaling"] = {name: value for name, value in record.items() if name != "rope_theta"}
         return joined
     joined[RECORD] = record | {"base_model_type": base.model_type}
-    if _is_native_llama(base.model_type, scaling):
+    if _is_stock_native(base.model_type, scaling):
         window = scaling.original_max_position_embeddings
         assert window is not None
         joined |= {"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "sliding_window": None}

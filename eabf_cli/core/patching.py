@@ -23,7 +23,6 @@ from eabf_cli.core import architectures
 from eabf_cli.core.attention_scale import (
     KERNEL_NAME,
     LayerScale,
-    add_position_ids,
     derive_position_ids,
     register_kernel,
 )
@@ -44,7 +43,7 @@ class PatchState:
     report: PatchReport
     original_config: PretrainedConfig
     original_rotary: nn.Module
-    hooks: list[RemovableHandle]
+    position_hook: RemovableHandle
 
 
 def apply_eabf(
@@ -125,7 +124,7 @@ def apply_resolution(model: PreTrainedModel, resolution: Resolution) -> PatchRep
         report=report,
         original_config=original_config,
         original_rotary=base.rotary_emb,
-        hooks=[base.register_forward_pre_hook(derive_position_ids, with_kwargs=True)],
+        position_hook=base.register_forward_pre_hook(derive_position_ids, with_kwargs=True),
     )
     _swap_config(model, original_config, new_config)
     base.rotary_emb = rotary
@@ -142,8 +141,6 @@ def apply_resolution(model: PreTrainedModel, resolution: Resolution) -> PatchRep
                 original_max_position_embeddings=report.original_max_position_embeddings,
                 model_config=new_config,
             )
-            if architectures.takes_position_ids_itself(layer.module):
-                state.hooks.append(layer.module.register_forward_pre_hook(add_position_ids, with_kwargs=True))
     setattr(model, _STATE, state)
     model.save_pretrained = MethodType(save_patched, model)
     return report
@@ -175,8 +172,7 @@ def remove_method(model: PreTrainedModel) -> RopeScalingConfig:
             layer.module.config = new_config
     _swap_config(model, new_config, state.original_config)
     architectures.decoder(model).rotary_emb = state.original_rotary.to(model.device)
-    for hook in state.hooks:
-        hook.remove()
+    state.position_hook.remove()
     delattr(model, _STATE)
     del model.save_pretrained
     return state.resolution.scaling

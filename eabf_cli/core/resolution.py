@@ -142,6 +142,11 @@ def scaled_config(base: PretrainedConfig, scaling: RopeScalingConfig) -> Pretrai
     """The in-memory configuration of a model under a resolved scaling (plain RoPE types only)."""
     config = copy.deepcopy(base)
     architectures.set_rope_parameters(config, scaling.entry.rope_parameters(scaling))
+    # transformers' yarn and dynamic read these fields as they are: absent, or with a default of their own.
+    if getattr(config, "head_dim", 0) is None:
+        config.head_dim = config.hidden_size // config.num_attention_heads
+    if hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = scaling.original_max_position_embeddings
     if not scaling.entry.keeps_window_on_disk:
         config.max_position_embeddings = scaling.max_position_embeddings
     return config
