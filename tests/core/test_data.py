@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eabf_cli.core.data import IGNORE_INDEX, DataConfig, SampleCollator, load_samples
+from eabf_cli.core.errors import DataError, InvalidConfigError
+from tests.byte_tokenizer import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def write_texts(path: Path, lengths: list[int]) -> Path:
+    """Texts of so many characters, each of its own letter, so a sample says which text it is from."""
+    path.write_text("\n".join(json.dumps({"text": chr(97 + n) * length}) for n, length in enumerate(lengths)))
+    return path
+
+
+def texts_of(samples: Any) -> list[str]:
+    return [TOKENIZER.decode(sample.input_ids, skip_special_tokens=True) for sample in samples.samples]
+
+
+def test_a_seed_draws_the_same_samples_and_another_seed_others(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", list(range(5, 25)))
+    first, again, other = (
+        load_samples(DataConfig(dataset=path, num_samples=10, seed=seed), TOKENIZER) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert set(texts_of(first)) != set(texts_of(other))
+    assert len(set(texts_of(first))) == 10
+    assert first.num_available == 20
+    assert first.data_hash != other.data_hash
+
+
+def test_the_draw_does_not_depend_on_the_process(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", list(range(5, 25)))
+    program = f"""
+import sys
+from eabf_cli.core.data import DataConfig, load_samples
+class Letters:
+    bos_token_id = None
+    def __call__(self, text, **options):
+        return {{"input_ids": [ord(letter) for letter in text]}}
+print(load_samples(DataConfig(dataset={str(path)!r}, num_samples=10), Letters()).data_hash)
+assert "torch" not in sys.modules
+"""
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(hashes) == 1
+
+
+def test_the_hash_is_of_lengths_ids_and_labels_as_little_endian_int64(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [3])
+    samples = load_samples(DataConfig(dataset=path, num_samples=1), TOKENIZER)
+    ids = [TOKENIZER.bos_token_id] + [TOKENIZER.convert_tokens_to_ids("a")] * 3
+    assert samples.data_hash == hashlib.sha256(struct.pack("<9q", 4, *ids, *ids)).hexdigest()
+
+
+def test_a_document_has_loss_everywhere_and_a_chat_on_the_answers(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    chat = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "yes"}]}
+    path.write_text(json.dumps({"text": "plain"}) + "\n" + json.dumps(chat))
+    samples = load_samples(DataConfig(dataset=path, num_samples=2), TOKENIZER).samples
+    document, conversation = sorted(samples, key=lambda sample: len(sample.input_ids))
+    assert document.labels == document.input_ids
+    trained = [token for token in conversation.labels if token != IGNORE_INDEX]
+    assert TOKENIZER.decode(trained) == " yes</s>\n"
+    assert TOKENIZER.decode(conversation.input_ids) == "<s>USER: q\nASSISTANT: yes</s>\n"
+
+
+def test_too_long_error_names_the_sample_its_length_and_the_ways_out(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [40])
+    with pytest.raises(DataError) as refused:
+        load_samples(DataConfig(dataset=path, num_samples=1, max_length=40), TOKENIZER)
+    message = str(refused.value)
+    assert f"{path}, line 1" in message
+    assert "41 tokens" in message
+    assert all(way in message for way in ("truncate", "drop", "split"))
+
+
+@pytest.mark.parametrize("too_long", ["error", "drop", "truncate"])
+def test_a_sample_of_exactly_the_length_is_not_too_long(tmp_path: Path, too_long: Any) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [40])
+    samples = load_samples(DataConfig(dataset=path, num_samples=1, max_length=41, too_long=too_long), TOKENIZER)
+    assert samples.tokens_per_sample == {"min": 41, "median": 41, "max": 41}
+    assert (samples.num_dropped, samples.num_truncated) == (0, 0)
+
+
+def test_truncate_and_drop_are_counted(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [5, 60, 9, 3, 60])
+    truncated = load_samples(DataConfig(dataset=path, num_samples=5, max_length=10, too_long="truncate"), TOKENIZER)
+    assert sorted(map(len, texts_of(truncated))) == [3, 5, 9, 9, 9]
+    assert (truncated.num_truncated, truncated.num_dropped, truncated.num_split) == (2, 0, 0)
+    assert truncated.tokens_per_sample == {"min": 4, "median": 10, "max": 10}
+    dropped = load_samples(DataConfig(dataset=path, num_samples=3, max_length=10, too_long="drop"), TOKENIZER)
+    assert sorted(texts_of(dropped)) == ["a" * 5, "c" * 9, "d" * 3]
+    assert 0 <= dropped.num_dropped <= 2
+    with pytest.raises(DataError, match=r"gives 3 samples out of 5 records \(2 dropped\), but 4 are asked for"):
+        load_samples(DataConfig(dataset=path, num_samples=4, max_length=10, too_long="drop"), TOKENIZER)
+
+
+def test_split_loses_nothing_and_begins_each_piece_with_bos(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    text = "".join(chr(97 + index % 26) for index in range(100))
+    path.write_text(text)
+    samples = load_samples(DataConfig(dataset=path, num_samples=None, max_length=31, too_long="split"), TOKENIZER)
+    assert samples.num_split == 1
+    assert all(sample.input_ids[0] == TOKENIZER.bos_token_id for sample in samples.samples)
+    assert sorted(texts_of(samples)) == sorted([text[:30], text[30:60], text[60:90], text[90:]])
+    drawn = {
+        load_samples(
+            DataConfig(dataset=path, num_samples=2, max_length=11, too_long="split", seed=seed), TOKENIZER
+        ).data_hash
+        for seed in range(4)
+    }
+    assert len(drawn) > 1
+
+
+def test_a_conversation_cut_before_its_first_answer_is_dropped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": "q" * length}, {"role": "assistant", "content": "a" * 50}]}
+        for length in (100, 5)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig(dataset=path, num_samples=None, max_length=60, too_long="truncate")
+    samples = load_samples(config, TOKENIZER)
+    assert (len(samples), samples.num_truncated, samples.num_dropped) == (1, 1, 1)
+
+
+def test_too_few_records_say_how_many_there_are(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [5, 6, 7])
+    with pytest.raises(DataError, match="gives 3 samples out of 3 records, but 100 are asked for"):
+        load_samples(DataConfig(dataset=path), TOKENIZER)
+    assert len(load_samples(DataConfig(dataset=path, num_samples=None), TOKENIZER)) == 3
+
+
+def test_the_summary_is_json(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [5, 9])
+    summary = load_samples(DataConfig(dataset=path, num_samples=2), TOKENIZER).summary()
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["num_tokens"] == 16
+
+
+@pytest.mark.parametrize("fields", [{"num_samples": 0}, {"max_length": 1}, {"too_long": "shorten"}])
+def test_nonsense_settings_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfigError, match=next(iter(fields))):
+        DataConfig(**fields)
+
+
+def test_padding_changes_neither_loss_nor_what_is_trained(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [5, 17, 11])
+    samples = load_samples(DataConfig(dataset=path, num_samples=3), TOKENIZER)
+    collate = SampleCollator.from_tokenizer(TOKENIZER)
+    assert collate.pad_token_id == TOKENIZER.eos_token_id
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(TOKENIZER), max_position_embeddings=32, **sizes)).eval()
+    (batch,) = DataLoader(samples, batch_size=3, collate_fn=collate)
+    assert batch["attention_mask"].sum() == samples.num_tokens
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE_INDEX).all()
+    weights = [len(sample.input_ids) - 1 for sample in samples.samples]
+    losses = [model(**row).loss.item() for row in DataLoader(samples, batch_size=1, collate_fn=collate)]
+    expected = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+    assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
