@@ -16,7 +16,7 @@ from eabf_cli.core.files import check_space, check_target, read_json, whole_fold
 from eabf_cli.core.model_card import write_model_card
 from eabf_cli.core.patching import apply_resolution
 from eabf_cli.core.report import PatchReport, plan_patch
-from eabf_cli.core.resolution import Resolution, original_window, resolve_scaling
+from eabf_cli.core.resolution import Resolution, original_window, refuse_scaled, resolve_scaling
 from eabf_cli.core.run_record import run_record, write_run_record
 from eabf_cli.core.saving import write_scaled_config
 from eabf_cli.core.scaling_config import RopeScalingConfig, choose_factor
@@ -96,6 +96,8 @@ def resolve_request(request: MethodRequest, loaded: LoadedConfig) -> Resolution:
             f"({scaling.original_max_position_embeddings:,} tokens)"
         )
     architectures.check_supported(config)
+    if not request.rebase:
+        refuse_scaled(config)
     window = request.original_length or original_window(config)
     if window is None:
         raise InvalidConfigError("the model does not tell its original window: give it with --original-length")

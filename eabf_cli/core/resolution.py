@@ -41,6 +41,21 @@ def existing_scaling(config: PretrainedConfig) -> str | None:
     return "llama_4_scaling" if parameters.get("llama_4_scaling_beta") else None
 
 
+def refuse_scaled(config: PretrainedConfig) -> None:
+    """Refuse a configuration that carries a scaling.
+
+    Raises:
+        AlreadyScaledError: it does.
+    """
+    existing = existing_scaling(config)
+    if existing is not None:
+        raise AlreadyScaledError(
+            f"the model is scaled already (rope_type {existing!r}, window {config.max_position_embeddings:,}); "
+            "--rebase takes that off and starts from its original window "
+            f"({_window_text(original_window(config))})"
+        )
+
+
 def original_window(config: PretrainedConfig) -> int | None:
     """The window a model was pre-trained with, from its own fields; None where they do not tell."""
     if existing_scaling(config) is None or existing_scaling(config) == "dynamic":
@@ -87,11 +102,7 @@ def resolve_scaling(config: PretrainedConfig, scaling: RopeScalingConfig, *, reb
     existing = existing_scaling(config)
     if existing is not None:
         if not rebase:
-            raise AlreadyScaledError(
-                f"the model is scaled already (rope_type {existing!r}, window {config.max_position_embeddings:,}); "
-                "--rebase takes that off and starts from its original window "
-                f"({_window_text(original_window(config))})"
-            )
+            refuse_scaled(config)
         base = without_scaling(config, scaling.original_max_position_embeddings)
         notes.append(
             f"removed the model's {existing!r} scaling: window {config.max_position_embeddings:,} -> "

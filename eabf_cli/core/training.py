@@ -158,8 +158,8 @@ def train(
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         # Long rows: recomputing layers costs a third more time and keeps a row's memory to one layer's.
-        gradient_checkpointing=model.num_parameters() > 50e6,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=model.num_parameters() > 50e6,
+        activation_checkpointing_kwargs={"use_reentrant": False},
     )
     trainer = _SampleTrainer(
         model=model,
