@@ -33,7 +33,7 @@ by **{{ method }}** ({{ reference }}): {{ summary }}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH"{{ trust }})
 model = AutoModelForCausalLM.from_pretrained("PATH"{{ trust }})
 ```
 

@@ -1,0 +1,55 @@
+# make demo    extend the bundled model on 100 samples, and show before and after
+# make test    run all tests
+# Everything goes into .venv and eabf-runs, which git ignores. PYTHON names Python 3.11 or newer.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := -m pip install --quiet
+
+# Tests that cross transformers versions run where this interpreter exists (`make venv-457`).
+export EABF_TRANSFORMERS_457_PYTHON ?= $(wildcard $(CURDIR)/.venv-457/bin/python)
+
+.PHONY: demo test test-fast lint docs venv-457 clean
+
+demo: $(VENV)/.installed
+	$(BIN)/eabf finetune --samples 100 --factor 4 --control -o eabf-runs/demo --overwrite
+
+# The models are tiny: two processes with a thread each are faster than one process with two threads.
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/plot_result.py docs/results/demo-finetune.json docs/images/result.png
+
+venv-457: .venv-457/.installed
+
+clean:
+	rm -rf $(VENV) .venv-457 build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# torch comes first and pinned: unpinned, pip may fetch gigabytes of CUDA libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(INSTALL) -c constraints.txt torch
+	$(BIN)/python $(INSTALL) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python $(INSTALL) -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv-457/.installed: constraints-457.txt
+	test -x .venv-457/bin/python || $(PYTHON) -m venv .venv-457
+	.venv-457/bin/python $(INSTALL) -c constraints-457.txt torch
+	.venv-457/bin/python $(INSTALL) -c constraints-457.txt transformers accelerate safetensors
+	touch $@
