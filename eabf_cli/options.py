@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ class IntegerList(click.ParamType):
         self.none_word = none_word
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return tuple(value)
         if value == self.none_word:
             return ()
+        # A settings file gives a list as such.
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
         try:
-            return tuple(int(part) for part in str(value).split(","))
+            return tuple(int(str(part)) for part in parts)
         except ValueError:
             alternative = f" or {self.none_word!r}" if self.none_word else ""
             self.fail(f"{value!r} is no comma-separated list of whole numbers{alternative}", param, ctx)
@@ -84,10 +84,18 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
             param,
         )
     by_parameter = {
-        option.name: values[name] for option in ctx.command.params for name in _config_names(option) if name in values
+        option.name: _as_default(option, values[name])
+        for option in ctx.command.params
+        for name in _config_names(option)
+        if name in values
     }
     ctx.default_map = {**(ctx.default_map or {}), **by_parameter}
     return value
+
+
+def _as_default(option: click.Parameter, value: Any) -> Any:
+    """A repeatable option's default is a list, though a file may give one value as it is."""
+    return [value] if getattr(option, "multiple", False) and not isinstance(value, list) else value
 
 
 def _config_names(option: click.Parameter) -> set[str]:
@@ -111,7 +119,14 @@ model_options = bundle(
 compute_options = bundle(
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Weights' dtype."),
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run."),
-    click.option("--seed", type=int, default=42, show_default=True, help="Seed of everything random."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        default=42,
+        show_default=True,
+        metavar="INTEGER",
+        help="Seed of everything random.",
+    ),
 )
 method_options = bundle(
     click.option(

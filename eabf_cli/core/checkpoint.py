@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def _config_from(split: SplitConfig, source: ModelSource) -> PretrainedConfig:
 def _gguf_config(source: ModelSource) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(source.folder, gguf_file=source.gguf_file)
-    except (ValueError, OSError, KeyError, IndexError) as error:
+    except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
         raise CheckpointError(f"{source.name} cannot be read as a GGUF model: {str(error).splitlines()[0]}") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from eabf_cli.core.errors import CheckpointError, EabfError, OutputExistsError
 
-_MARKERS = ("eabf_run.json", "config.json")
+_MARKERS = ("eabf_run.json", "config.json", "eabf_settings.json")
 
 
 def check_target(target: Path, *, overwrite: bool, sources: tuple[Path, ...] = ()) -> None:
@@ -36,7 +36,7 @@ def check_target(target: Path, *, overwrite: bool, sources: tuple[Path, ...] = (
         raise OutputExistsError(f"output folder {target} exists and is not empty: choose another, or give --overwrite")
     if not any((target / marker).is_file() for marker in _MARKERS):
         raise OutputExistsError(
-            f"output folder {target} does not look like a checkpoint or a run (no {' or '.join(_MARKERS)}): "
+            f"output folder {target} does not look like a checkpoint or a run (no {', no '.join(_MARKERS)}): "
             "it will not be replaced, choose another"
         )
 

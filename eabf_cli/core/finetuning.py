@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from eabf_cli.core import architectures
-from eabf_cli.core.checkpoint import load_model, load_tokenizer, read_config, torch_dtype
+from eabf_cli.core.checkpoint import choose_device, load_model, load_tokenizer, read_config, torch_dtype
 from eabf_cli.core.checkpoint_format import check_can_save
 from eabf_cli.core.control import cut_samples
 from eabf_cli.core.data import DataConfig, SampleCollator, SampleSet, load_samples
@@ -37,7 +37,7 @@ from eabf_cli.core.report import plan_patch
 from eabf_cli.core.resolution import Resolution
 from eabf_cli.core.run_record import RUN_FILE, read_run_record, run_record, write_run_record
 from eabf_cli.core.sources import ModelSource, find_model
-from eabf_cli.core.training import METRICS_FILE, has_fast_bfloat16, newest_checkpoint, peak_memory_gib, train
+from eabf_cli.core.training import has_fast_bfloat16, newest_checkpoint, peak_memory_gib, train
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         EabfError: anything the user can put right, before weights are loaded where it can be known.
     """
     torch_dtype(config.dtype)
+    choose_device(config.device)
     target = _target(config)
     finished = _finished_run(config, target.folder)
     if finished is not None:
@@ -122,6 +123,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     plan = _plan(config, target)
     if config.dry_run:
         return _planned_result(config, plan)
+    if plan.source.gguf_file is None:
+        plan.source.weight_files()
     resume_from = _open_folder(config, plan)
 
     started = time.perf_counter()
@@ -146,7 +149,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     results["before"] = trainer.evaluate(model, "patched")
     training = trainer.train(model, plan.samples, plan.recipe, plan.folder, resume_from=resume_from)
     # What is measured is what is saved.
-    model.to(stored_dtype).float()
+    _round_weights(model, stored_dtype)
     results["after"] = trainer.evaluate(model, "finetuned")
 
     result = report.to_dict() | {
@@ -167,6 +170,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     }
     _write_final(config, plan, model.to(stored_dtype), result)
     return result
+
+
+@torch.no_grad()
+def _round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give float32 weights the values that they have in another dtype.
+
+    Casting the model would round its rotary frequencies, too, which a loaded checkpoint has in float32.
+    """
+    for weight in model.parameters():
+        weight.copy_(weight.to(dtype))
 
 
 class _Job:
@@ -330,8 +343,9 @@ def _check_folder(config: FinetuneConfig, target: _Target) -> None:
         raise OutputExistsError(
             f"run folder {folder} is not finished: go on with --resume -o {folder}, or start anew with --overwrite"
         )
-    if not is_unfinished:
-        check_target(folder, overwrite=config.overwrite, sources=(target.source.folder,))
+    datasets = [config.dataset] if isinstance(config.dataset, str | Path) else config.dataset
+    local = [Path(name) for name in datasets if Path(name).exists()]
+    check_target(folder, overwrite=config.overwrite, sources=(target.source.folder, *local))
 
 
 def _open_folder(config: FinetuneConfig, plan: _Plan) -> Path | None:
@@ -356,8 +370,6 @@ def _open_folder(config: FinetuneConfig, plan: _Plan) -> Path | None:
         )
     checkpoint = newest_checkpoint(plan.folder)
     logger.info("Resuming %s from %s", plan.folder, checkpoint.name if checkpoint else "its beginning")
-    if checkpoint is None:
-        (plan.folder / METRICS_FILE).unlink(missing_ok=True)
     return checkpoint
 
 
@@ -418,11 +430,13 @@ def _recipe_text(plan: _Plan) -> str:
 
 def _planned_result(config: FinetuneConfig, plan: _Plan) -> dict[str, Any]:
     report = plan_patch(architectures.meta_model(plan.resolution.base_config), plan.resolution)
+    num_steps = plan.recipe.num_steps(len(plan.samples))
     return report.to_dict() | {
         "model": plan.source.name,
         "dataset": str(config.dataset),
         **plan.samples.summary(),
-        "num_steps": plan.recipe.num_steps(len(plan.samples)),
+        "num_steps": num_steps,
+        "num_tokens": round(num_steps * plan.recipe.batch_size * plan.samples.num_tokens / len(plan.samples)),
         "recipe": asdict(plan.recipe),
         "num_parameters": plan.num_parameters,
         "tuning": "full",

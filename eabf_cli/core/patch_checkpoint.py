@@ -20,7 +20,7 @@ from eabf_cli.core.resolution import Resolution, original_window, refuse_scaled,
 from eabf_cli.core.run_record import run_record, write_run_record
 from eabf_cli.core.saving import write_scaled_config
 from eabf_cli.core.scaling_config import RopeScalingConfig, choose_factor
-from eabf_cli.core.sources import INDEX_FILE, ModelSource, find_model
+from eabf_cli.core.sources import INDEX_FILE, SINGLE_FILE, ModelSource, find_model
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 # A tokenizer's files by the names that transformers gives them; they are copied byte for byte.
@@ -218,7 +218,7 @@ def _copy_weights(source: ModelSource, target: Path) -> None:
     for path in files:
         # A copy, not a hard link: a later save into either folder would write through a link.
         shutil.copyfile(path.resolve(), target / path.name)
-    if (source.folder / INDEX_FILE).is_file() and len(files) > 1:
+    if files[0].name != SINGLE_FILE:
         shutil.copyfile(source.folder / INDEX_FILE, target / INDEX_FILE)
 
 

@@ -60,6 +60,7 @@ class _Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        _keep_lines_up_to(state.global_step, self.folder / METRICS_FILE)
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="Finetuning", unit="step", disable=not self.show
         )
@@ -161,6 +162,8 @@ def train(
         activation_checkpointing=model.num_parameters() > 50e6,
         activation_checkpointing_kwargs={"use_reentrant": False},
     )
+    # The Trainer switches the cache off in the config, for good.
+    use_cache = model.config.use_cache
     trainer = _SampleTrainer(
         model=model,
         args=arguments,
@@ -171,12 +174,10 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
-    cache = model.config.use_cache
-    model.config.use_cache = False
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
     finally:
-        model.config.use_cache = cache
+        model.config.use_cache = use_cache
     wall_s = time.perf_counter() - started
     model.eval()
     first_step = _step_of(resume_from) if resume_from is not None else 0
@@ -188,6 +189,18 @@ def train(
         "wall_s": wall_s,
         "tokens_per_s": num_trained / wall_s,
     }
+
+
+def _keep_lines_up_to(step: int, metrics: Path) -> None:
+    """Drop what a run wrote after the checkpoint that it goes on from (0: all), half a line of a killed one too."""
+    if not metrics.is_file():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    metrics.write_text("".join(kept), encoding="utf-8")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
