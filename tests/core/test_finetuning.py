@@ -1,0 +1,290 @@
+"""A finetune run on a tiny model: what is measured is what is saved, and the control is a fair one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eabf_cli.core.checkpoint import load_model
+from eabf_cli.core.control import cut_samples
+from eabf_cli.core.data import IGNORE_INDEX, DataConfig, Sample, SampleSet, load_samples
+from eabf_cli.core.errors import CheckpointError, DataError, InvalidConfigError, OutputExistsError
+from eabf_cli.core.evaluation import EvalConfig, evaluate
+from eabf_cli.core.finetuning import FinetuneConfig, comparison_table, finetune
+from eabf_cli.core.patch_checkpoint import MethodRequest
+from eabf_cli.core.patching import apply_method, describe_patch
+from eabf_cli.core.scaling_config import RopeScalingConfig
+from tests.tiny_llama import LAYERS, TARGET, WINDOW, logits, read_config, write_tiny_llama
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BOS = 1
+STEPS = 8
+DOCUMENTS = tuple(" ".join(f"{word} {number}" for number in range(200)) for word in ("day", "night"))
+MEASURED = EvalConfig(
+    tasks=("perplexity", "passkey"),
+    lengths=(WINDOW, TARGET),
+    documents=DOCUMENTS,
+    target_tokens=32,
+    num_passkey_trials=2,
+    depths=(0.5,),
+)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As most models are stored: in bfloat16."""
+    return write_tiny_llama(tmp_path_factory.mktemp("bf16") / "model", dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def config(model_folder: Path, texts_file: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=str(model_folder),
+        request=MethodRequest(rope_theta="paper"),
+        dataset=str(texts_file),
+        samples=8,
+        batch_size=2,
+        learning_rate=3e-3,
+        device="cpu",
+        evaluation=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """One run with everything: the result and the folder."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return finetune(replace(config, output=folder, evaluation=MEASURED, control=True)), folder
+
+
+def float32(folder: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
+    return model.eval()
+
+
+def test_the_result_has_the_keys_of_the_contract(finished: tuple[dict[str, Any], Path], texts_file: Path) -> None:
+    result, folder = finished
+    keys = (
+        "model dataset num_samples tokens_per_sample num_steps num_tokens train_loss tuning original before after "
+        "control wall_s tokens_per_s peak_memory_gib output method factor rope_theta max_position_embeddings"
+    )
+    assert [key for key in keys.split() if key not in result] == []
+    assert set(result["tokens_per_sample"]) == {"min", "median", "max"}
+    assert (result["num_samples"], result["num_steps"], len(result["train_loss"])) == (8, STEPS, STEPS)
+    assert (result["tuning"], result["dataset"], result["output"]) == ("full", str(texts_file), str(folder))
+    assert WINDOW < result["tokens_per_sample"]["min"] <= result["tokens_per_sample"]["max"] <= TARGET
+    record = json.loads((folder / "eabf_run.json").read_text())
+    assert {name: record[name] for name in result} == json.loads(json.dumps(result))
+    assert record["command"] == "finetune"
+    for name in ("versions", "commit", "data_hash", "seed", "device"):
+        assert record[name]
+
+
+def test_the_loss_falls(finished: tuple[dict[str, Any], Path]) -> None:
+    losses = finished[0]["train_loss"]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_each_model_is_measured_as_it_stands_at_that_moment(
+    finished: tuple[dict[str, Any], Path], model_folder: Path
+) -> None:
+    result, folder = finished
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    original = float32(model_folder)
+    measured = {"original": evaluate(original, tokenizer, MEASURED)}
+    apply_method(original, RopeScalingConfig(rope_theta="paper"))
+    measured["before"] = evaluate(original, tokenizer, MEASURED)
+    # Loaded by transformers alone, from what was saved.
+    measured["after"] = evaluate(float32(folder), AutoTokenizer.from_pretrained(folder), MEASURED)
+    for name, expected in measured.items():
+        for told, found in zip(result[name]["perplexity"], expected["perplexity"], strict=True):
+            assert told["length"] == found["length"]
+            assert told["perplexity"] == pytest.approx(found["perplexity"], rel=1e-5), name
+    figures = [[entry["perplexity"] for entry in measured[name]["perplexity"]] for name in measured]
+    assert figures[0] != figures[1] != figures[2]
+
+
+def test_the_final_folder_is_a_checkpoint_of_the_design(
+    finished: tuple[dict[str, Any], Path], model_folder: Path
+) -> None:
+    result, folder = finished
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "eabf_run.json",
+        "eabf_settings.json",
+        "generation_config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "modeling_eabf.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    config = read_config(folder)
+    assert config["model_type"] == "eabf_llama"
+    assert config["dtype"] == "bfloat16"
+    # Training has the cache off; who generates needs it.
+    assert config["use_cache"] is True
+    assert config["rope_scaling"]["unscaled_layers"] == [0, 1]
+    assert (folder / "tokenizer.json").read_bytes() == (model_folder / "tokenizer.json").read_bytes()
+    ours, stock = load_model(folder, dtype="float32"), float32(folder)
+    assert describe_patch(ours).max_position_embeddings == TARGET  # type: ignore[union-attr]
+    assert (logits(ours) - logits(stock)).abs().max() < 1e-4
+    assert (logits(ours) - logits(float32(model_folder))).abs().max() > 1e-2
+    assert comparison_table(result) in (folder / "README.md").read_text()
+
+
+def test_the_control_trains_on_the_same_tokens_without_a_method(finished: tuple[dict[str, Any], Path]) -> None:
+    result, _ = finished
+    control = result["control"]
+    assert control["method"] is None
+    assert control["num_tokens"] == pytest.approx(result["num_tokens"], rel=0.1)
+    assert control["num_steps"] == result["num_steps"]
+    assert control["train_loss"][-1] < control["train_loss"][0] - 0.5
+    assert [entry["length"] for entry in control["perplexity"]] == [WINDOW, TARGET]
+
+
+@pytest.mark.parametrize("has_bos", [True, False])
+def test_cut_samples_are_the_same_tokens_in_pieces_of_the_window(has_bos: bool) -> None:
+    start = [BOS] if has_bos else []
+    samples = [Sample(start + list(range(10, 10 + n)), start + list(range(10, 10 + n))) for n in (150, 64, 20)]
+    pieces = cut_samples(SampleSet(samples=tuple(samples), num_available=3, data_hash="x"), WINDOW, BOS)
+    assert max(len(piece.input_ids) for piece in pieces.samples) == WINDOW
+    assert all((piece.input_ids[0] == BOS) == has_bos for piece in pieces.samples)
+    joined = [token for piece in pieces.samples for token in piece.input_ids[has_bos:]]
+    assert joined == [token for sample in samples for token in sample.input_ids[has_bos:]]
+    labels = [label for piece in pieces.samples for label in piece.labels[has_bos:]]
+    assert labels == [label for sample in samples for label in sample.labels[has_bos:]]
+
+
+def test_pieces_without_an_answer_are_left_out_of_the_control() -> None:
+    labels = [IGNORE_INDEX] * 100 + list(range(100))
+    pieces = cut_samples(
+        SampleSet(samples=(Sample(list(range(10, 210)), labels),), num_available=1, data_hash="x"), WINDOW, None
+    )
+    assert [len(piece.input_ids) for piece in pieces.samples] == [64, 64, 8]
+
+
+def test_the_control_does_not_change_the_extended_model(
+    finished: tuple[dict[str, Any], Path], config: FinetuneConfig, tmp_path: Path
+) -> None:
+    alone = finetune(replace(config, output=tmp_path / "alone"))
+    assert alone["train_loss"] == pytest.approx(finished[0]["train_loss"], rel=1e-6)
+    assert (alone["original"], alone["before"], alone["after"], alone["control"]) == (None,) * 4
+    assert "No evaluation was run" in (tmp_path / "alone" / "README.md").read_text()
+
+
+def test_a_dry_run_plans_the_same_and_writes_nothing(
+    config: FinetuneConfig, finished: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    planned = finetune(replace(config, output=tmp_path / "run", dry_run=True))
+    for name in ("num_steps", "num_samples", "num_tokens", "tokens_per_sample", "data_hash", "recipe", "rope_theta"):
+        assert planned[name] == finished[0][name], name
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- A run's folder ------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_resumed_and_says_so(
+    config: FinetuneConfig, finished: tuple[dict[str, Any], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    result, folder = finished
+    before = (folder / "eabf_run.json").read_bytes()
+    with caplog.at_level(logging.WARNING, logger="eabf_cli"):
+        again = finetune(replace(config, output=folder, resume=True))
+    assert {name: again[name] for name in result} == json.loads(json.dumps(result))
+    assert "finished already" in caplog.text
+    assert (folder / "eabf_run.json").read_bytes() == before
+
+
+def unfinished_run(config: FinetuneConfig, folder: Path) -> FinetuneConfig:
+    """A run that was cut off before its first checkpoint."""
+    run = replace(config, output=folder)
+    finetune(run)
+    for path in folder.iterdir():
+        if path.name != "eabf_settings.json":
+            path.unlink()
+    return run
+
+
+def test_an_unfinished_folder_is_resumed_overwritten_or_refused_with_both_hints(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    run = unfinished_run(config, tmp_path / "run")
+    with pytest.raises(OutputExistsError, match=r"not finished.*--resume.*--overwrite"):
+        finetune(run)
+    with pytest.raises(InvalidConfigError) as error:
+        finetune(replace(run, resume=True, learning_rate=1e-3, seed=7))
+    said = str(error.value)
+    assert [part for part in ("learning_rate 0.003 -> 0.001", "seed 42 -> 7", "started with") if part not in said] == []
+    assert len(said.splitlines()) <= 3
+    with pytest.raises(CheckpointError, match=r"holds no finetune run"):
+        finetune(replace(run, resume=True, output=tmp_path))
+    assert sorted(path.name for path in run.output.iterdir()) == ["eabf_settings.json"]  # type: ignore[union-attr]
+    resumed = finetune(replace(run, resume=True))
+    assert len(resumed["train_loss"]) == STEPS
+
+
+def test_overwriting_a_run_never_removes_its_sources(
+    config: FinetuneConfig, model_folder: Path, texts_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "eabf_settings.json").write_text("{}")
+    data = folder / "texts.jsonl"
+    data.write_text(texts_file.read_text())
+    with pytest.raises(OutputExistsError, match="holds the source"):
+        finetune(replace(config, output=folder, dataset=str(data), overwrite=True))
+    model = write_tiny_llama(folder / "model")
+    with pytest.raises(OutputExistsError, match="holds the source"):
+        finetune(replace(config, output=folder, model=str(model), overwrite=True))
+    assert data.is_file()
+    assert (model / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"samples": 9}, DataError, "8 samples out of 8 records.*9 are asked for"),
+        ({"batch_size": 9}, InvalidConfigError, "batch size 9.*8 samples"),
+        ({"request": MethodRequest(factor=2)}, DataError, "more than max_length 128"),
+        ({"request": MethodRequest(unscaled_layers=(0, 1, 2))}, Exception, "exempts every layer"),
+        ({"dtype": "fp8"}, InvalidConfigError, "fp8"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_a_folder_is_made(
+    changes: dict[str, Any], error: type[Exception], said: str, config: FinetuneConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        finetune(replace(config, output=tmp_path / "run", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scaled_model_is_not_finetuned(config: FinetuneConfig, tmp_path: Path, model_folder: Path) -> None:
+    model = load_model(model_folder)
+    apply_method(model, RopeScalingConfig(rope_theta="paper"))
+    model.save_pretrained(tmp_path / "scaled")
+    scaled = replace(config, model=str(tmp_path / "scaled"), output=tmp_path / "run")
+    with pytest.raises(InvalidConfigError, match="scaled already"):
+        finetune(scaled)
+    with pytest.raises(InvalidConfigError, match="scaled already"):
+        finetune(replace(scaled, request=MethodRequest(rebase=True)))
+
+
+def test_the_samples_are_those_of_the_data_module(
+    config: FinetuneConfig, finished: tuple[dict[str, Any], Path], model_folder: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    samples = load_samples(DataConfig(dataset=config.dataset, num_samples=8, max_length=TARGET), tokenizer)
+    assert finished[0]["data_hash"] == samples.data_hash
+    assert all(sample.input_ids[0] == BOS for sample in samples.samples)
+    assert finished[0]["num_scaled_layers"] == LAYERS - 2
