@@ -53,23 +53,35 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     partial = _sibling(target, "partial", os.getpid())
     new_parents = [parent for parent in target.parents if not parent.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target, "partial")
-        partial.mkdir()
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            _fsync(path)
-        _move_into_place(partial, target)
-        _remove_abandoned(target, "replaced")
-        _fsync(target.parent)
-    except OSError as error:
-        raise _explained(error, target) from error
+        with disk_errors_explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target, "partial")
+            partial.mkdir()
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                _fsync(path)
+            _move_into_place(partial, target)
+            _remove_abandoned(target, "replaced")
+            _fsync(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
             # Only those in which nothing came to lie go.
             with suppress(OSError):
                 parent.rmdir()
+
+
+@contextmanager
+def disk_errors_explained(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into an error that names the place and the way out.
+
+    Raises:
+        CheckpointError: the disk is full or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _explained(error, target) from error
 
 
 def _sibling(target: Path, kind: str, pid: int | str) -> Path:

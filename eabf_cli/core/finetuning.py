@@ -22,7 +22,7 @@ from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
 from eabf_cli.core.errors import CheckpointError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.evals.table import format_table
 from eabf_cli.core.evaluation import EvalConfig, evaluate
-from eabf_cli.core.files import check_target, read_json, write_json
+from eabf_cli.core.files import check_space, check_target, disk_errors_explained, read_json, write_json
 from eabf_cli.core.model_card import write_model_card
 from eabf_cli.core.patch_checkpoint import (
     MethodRequest,
@@ -37,7 +37,13 @@ from eabf_cli.core.report import plan_patch
 from eabf_cli.core.resolution import Resolution
 from eabf_cli.core.run_record import RUN_FILE, read_run_record, run_record, write_run_record
 from eabf_cli.core.sources import ModelSource, find_model
-from eabf_cli.core.training import has_fast_bfloat16, newest_checkpoint, peak_memory_gib, train
+from eabf_cli.core.training import (
+    NUM_KEPT_CHECKPOINTS,
+    has_fast_bfloat16,
+    newest_checkpoint,
+    peak_memory_gib,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +131,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         return _planned_result(config, plan)
     if plan.source.gguf_file is None:
         plan.source.weight_files()
+    # A checkpoint on the way holds float32 weights and the optimizer's two moments.
+    check_space(plan.folder, 12 * plan.num_parameters * (NUM_KEPT_CHECKPOINTS + 1))
     resume_from = _open_folder(config, plan)
+    with disk_errors_explained(plan.folder):
+        return _run(config, plan, resume_from)
 
+
+def _run(config: FinetuneConfig, plan: _Plan, resume_from: Path | None) -> dict[str, Any]:
     started = time.perf_counter()
     set_seed(config.seed)
     model = load_model(config.model, revision=config.revision, dtype="float32", device=config.device)

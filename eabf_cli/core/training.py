@@ -29,7 +29,7 @@ from eabf_cli.core.recipe import Recipe
 
 METRICS_FILE = "metrics.jsonl"
 _TRAINER_STATE = "trainer_state.json"
-_NUM_KEPT_CHECKPOINTS = 3
+NUM_KEPT_CHECKPOINTS = 3
 
 
 class DivergedError(EabfError):
@@ -152,7 +152,7 @@ def train(
         logging_nan_inf_filter=False,
         save_strategy="steps" if keep_checkpoints else "no",
         save_steps=max(1, num_steps // 5),
-        save_total_limit=_NUM_KEPT_CHECKPOINTS,
+        save_total_limit=NUM_KEPT_CHECKPOINTS,
         use_cpu=device.type == "cpu",
         disable_tqdm=True,
         report_to="none",

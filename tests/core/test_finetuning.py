@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -288,3 +290,23 @@ def test_the_samples_are_those_of_the_data_module(
     assert finished[0]["data_hash"] == samples.data_hash
     assert all(sample.input_ids[0] == BOS for sample in samples.samples)
     assert finished[0]["num_scaled_layers"] == LAYERS - 2
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_known_before(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match=r"no space for .*out.* GiB needed"):
+        finetune(replace(config, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_while_training_is_an_explained_error(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eabf_cli.core.finetuning.train", is_full)
+    with pytest.raises(CheckpointError, match="no space left for"):
+        finetune(replace(config, output=tmp_path / "out"))
