@@ -295,7 +295,7 @@ def test_the_samples_are_those_of_the_data_module(
 def test_a_disk_too_small_for_the_checkpoints_is_known_before(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(CheckpointError, match=r"no space for .*out.* GiB needed"):
         finetune(replace(config, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
