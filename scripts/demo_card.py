@@ -126,7 +126,7 @@ language: en
 Long text for extending and measuring `eabf-tiny`: JSON Lines with one `{"text": ...}` a line.
 
 - `train.jsonl`: 240 samples of 1,900 to 2,047 tokens (of `eabf-tiny`'s tokenizer, BOS not counted), all
-  different passages. A fifth is plain text. In the others, later parts depend on earlier ones: facts are
+  different passages. About three fifths are plain text. In the others, later parts depend on earlier ones: facts are
   stated (in 2,000 tokens, 3 to 5 kinds of fact, several of them for more than one person) and asked for
   further on, half of the time at the very end; or passages and series of random words occur a second time.
   Every fifth of the fact samples has a monotonous refrain in place of literature.

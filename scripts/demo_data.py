@@ -18,7 +18,7 @@ SOURCES = ("austen", "bible")
 MIN_TOKENS, MAX_TOKENS = 1_900, 2_047  # with BOS a sample is at most 2,048
 HELDOUT_TOKENS = 4_350
 OVERLAP_WORDS = 13
-KINDS = {"plain": 0.2, "needles": 0.45, "spans": 0.35}
+KINDS = {"plain": 0.6, "needles": 0.25, "spans": 0.15}
 
 # Stands in for natural text in some needle samples: retrieval must work in monotonous text as well.
 REFRAINS = (

@@ -40,10 +40,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def run_variant(model_name: str, method: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[str, Any]:
+def run_variant(
+    model_name: str, dataset: str, method: dict[str, Any], changes: dict[str, Any], seed: int
+) -> dict[str, Any]:
     """Finetune and measure one variant."""
     tokenizer = load_tokenizer(model_name)
-    samples = load_samples(DataConfig(seed=seed), tokenizer)
+    samples = load_samples(DataConfig(dataset=dataset, seed=seed), tokenizer)
     set_seed(seed)
     model = load_model(model_name, dtype="float32")
     report = apply_method(model, RopeScalingConfig(**({"method": "eabf", "factor": 4.0} | method)))
@@ -106,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the results are kept")
     parser.add_argument("--model", default="eabf-tiny")
+    parser.add_argument("--dataset", default="demo-long")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
@@ -120,7 +123,7 @@ def main() -> None:
             path = arguments.folder / _file_name(name)
             if not path.is_file():
                 print(f"running {name}", flush=True)
-                write_json(path, run_variant(arguments.model, *VARIANTS[name], arguments.seed))
+                write_json(path, run_variant(arguments.model, arguments.dataset, *VARIANTS[name], arguments.seed))
     print(table(arguments.folder))
 
 

@@ -92,7 +92,7 @@ def test_questions_reach_back_over_the_whole_sample(train, tokenizer):
                 assert statement.strip() in text[: match.start()]
                 between = text[text.index(statement.strip()) : match.start()]
                 distances.append(len(between) / len(text))
-    assert len(distances) > 400
+    assert len(distances) > 300
     assert sum(distance > 0.25 for distance in distances) > len(distances) / 2
     assert sum(distance > 0.75 for distance in distances) > 40
 
