@@ -19,7 +19,7 @@ _EXPORTS = {
     "remove_method": "patching",
     "load_model": "checkpoint",
     "load_tokenizer": "checkpoint",
-    "FinetuneConfig": "finetuning",
+    "FinetuneConfig": "finetune_plan",
     "finetune": "finetuning",
     "EvalConfig": "evaluation",
     "evaluate": "evaluation",

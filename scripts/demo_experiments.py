@@ -36,7 +36,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "abf": ({"method": "abf"}, {}),
     "yarn": ({"method": "yarn"}, {}),
     "native": ({"method": "native"}, {}),
-    "eabf, 1 epoch": ({}, {"epochs": 1}),
+    "eabf, batches of 2": ({}, {"batch_size": 2}),
 }
 
 

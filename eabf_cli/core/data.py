@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
+from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import DataError, InvalidConfigError
-from eabf_cli.core.records import DEMO_DATASET, Record, RecordReader, open_records
+from eabf_cli.core.records import Record, RecordReader, open_records
 from eabf_cli.core.tokenization import TokenizedText, encode_chat, encode_text
 
 IGNORE_INDEX = -100

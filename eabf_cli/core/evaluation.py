@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import DataError, InvalidConfigError
 from eabf_cli.core.evals.language_modeling import (
     context_result,
@@ -29,7 +30,7 @@ from eabf_cli.core.evals.retrieval import (
     span_row,
 )
 from eabf_cli.core.evals.rows import Row, merge_rows
-from eabf_cli.core.records import DEMO_DATASET, open_records
+from eabf_cli.core.records import open_records
 from eabf_cli.core.tokenization import encode_text
 
 if TYPE_CHECKING:

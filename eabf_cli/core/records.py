@@ -12,13 +12,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from eabf_cli.core.demo import DEMO_DATASET, demo_dataset_path
 from eabf_cli.core.errors import DataError
 
-DEMO_DATASET = "demo-long"
 DEMO_SPLITS = ("train", "heldout")
 TEXT_SUFFIXES = (".txt", ".md")
 ROLES = {
@@ -81,7 +80,7 @@ def demo_path(split: str = "train") -> Path:
     """
     if split not in DEMO_SPLITS:
         raise DataError(f"{DEMO_DATASET} has no split {split!r}; its splits: {', '.join(DEMO_SPLITS)}")
-    return Path(str(resources.files("eabf_cli"))) / "demo" / DEMO_DATASET / f"{split}.jsonl"
+    return demo_dataset_path() / f"{split}.jsonl"
 
 
 def parse_record(fields: Any, origin: str) -> Record:
