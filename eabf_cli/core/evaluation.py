@@ -97,7 +97,7 @@ class EvalConfig:
     @classmethod
     def quick(cls, **changes: Any) -> EvalConfig:
         """Sizes for a first answer, as `eabf finetune` wants it before and after training."""
-        sizes = {"num_passkey_trials": 15, "num_needle_prompts": 4, "num_span_prompts": 4, "num_documents": 12}
+        sizes = {"num_passkey_trials": 15, "num_needle_prompts": 4, "num_span_prompts": 4, "num_documents": 24}
         return cls(**(sizes | changes))
 
     def replace(self, **changes: Any) -> EvalConfig:
