@@ -177,8 +177,6 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remo
         CheckpointError: the model has none, or it cannot be read.
     """
     source = find_model(model, revision=revision, with_weights=False)
-    if source.revision is not None:
-        source = find_model(model, revision=revision)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     if not source.gguf_file and not has_tokenizer(source.folder):
         raise CheckpointError(f"model {source.name} has no tokenizer files: copy the base model's into its folder")

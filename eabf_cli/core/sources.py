@@ -29,7 +29,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What a model's folder needs beside the weights; pickles and other frameworks' files stay away.
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +113,10 @@ def _no_config(path: Path) -> str:
 
 def _from_hub(name: str, revision: str | None, with_weights: bool) -> ModelSource:
     try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
-        if with_weights:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
-        else:
-            folder = config.parent
+        # First alone: a repository without it is no model, and nothing else need be fetched.
+        hf_hub_download(name, "config.json", revision=revision)
+        wanted = [*_SMALL_FILES, "*.safetensors"] if with_weights else [*_SMALL_FILES]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except GatedRepoError as error:
         raise CheckpointError(
             f"model {name!r} is gated: accept its terms on its Hub page, then log in with `hf auth login`"

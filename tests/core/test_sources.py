@@ -133,16 +133,16 @@ def test_a_hub_model_is_its_commit_s_folder(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sources, "hf_hub_download", Mock(return_value=str(commit / "config.json")))
 
     def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision))
+        asked.append((name, revision, "*.safetensors" in allow_patterns, "*.json" in allow_patterns))
         assert not {"*.bin", "*.pt", "*.py"} & set(allow_patterns)
         return str(commit)
 
     monkeypatch.setattr(sources, "snapshot_download", download)
     found = find_model("owner/model", revision="main")
     assert (found.folder, found.revision, found.fingerprint()) == (commit, "abc123", "abc123")
-    assert asked == [("owner/model", "main")]
+    assert asked == [("owner/model", "main", True, True)]
     find_model("owner/model", with_weights=False)
-    assert len(asked) == 1
+    assert asked[1:] == [("owner/model", None, False, True)]
 
 
 def damage_missing(folder: Path) -> None:
