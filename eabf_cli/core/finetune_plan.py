@@ -15,7 +15,7 @@ from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.evaluation import EvalConfig
 from eabf_cli.core.patch_checkpoint import MethodRequest, default_output, resolve_request
 from eabf_cli.core.recipe import Recipe, recipe_for
-from eabf_cli.core.report import plan_patch
+from eabf_cli.core.report import PatchReport, plan_patch
 from eabf_cli.core.resolution import Resolution
 from eabf_cli.core.sources import ModelSource, find_model
 
@@ -63,6 +63,7 @@ class FinetuneTarget:
 
     source: ModelSource
     resolution: Resolution
+    report: PatchReport
     num_parameters: int
     folder: Path
 
@@ -90,11 +91,12 @@ def find_target(config: FinetuneConfig) -> FinetuneTarget:
             f"{source.name} is scaled already, and finetune starts from an unscaled model: give -m the original model"
         )
     skeleton = architectures.meta_model(resolution.base_config)
-    plan_patch(skeleton, resolution)
+    report = plan_patch(skeleton, resolution)
     check_can_save(resolution.base_config, resolution.scaling)
     return FinetuneTarget(
         source=source,
         resolution=resolution,
+        report=report,
         num_parameters=skeleton.num_parameters(),
         folder=config.output or default_output(source.name, resolution.scaling),
     )
@@ -130,9 +132,8 @@ def make_plan(config: FinetuneConfig, target: FinetuneTarget) -> FinetunePlan:
 
 def planned_result(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any]:
     """What `--dry-run` shows: the keys of a result that are known before the run."""
-    report = plan_patch(architectures.meta_model(plan.resolution.base_config), plan.resolution)
     num_steps = plan.recipe.num_steps(len(plan.samples))
-    return report.to_dict() | {
+    return plan.report.to_dict() | {
         "model": plan.source.name,
         "dataset": str(config.dataset),
         **plan.samples.summary(),

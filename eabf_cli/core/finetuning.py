@@ -22,7 +22,7 @@ from eabf_cli.core.files import check_space, disk_errors_explained
 from eabf_cli.core.finetune_plan import FinetuneConfig, FinetunePlan, find_target, make_plan, planned_result
 from eabf_cli.core.model_card import write_model_card
 from eabf_cli.core.patch_checkpoint import copy_tokenizer, save_tokenizer
-from eabf_cli.core.patching import apply_resolution, patch_report
+from eabf_cli.core.patching import apply_resolution
 from eabf_cli.core.recipe import Recipe
 from eabf_cli.core.run_folder import check_folder, finished_run, open_folder, run_settings
 from eabf_cli.core.run_record import run_record, write_run_record
@@ -81,9 +81,7 @@ def _run(config: FinetuneConfig, plan: FinetunePlan, resume_from: Path | None) -
     if config.control:
         results["control"] = trainer.run_control(copy.deepcopy(model))
     results["original"] = trainer.evaluate(model, "original")
-    apply_resolution(model, plan.resolution)
-    report = patch_report(model)
-    assert report is not None
+    report = apply_resolution(model, plan.resolution)
     results["before"] = trainer.evaluate(model, "patched")
     training = trainer.train(model, plan.samples, plan.recipe, plan.folder, resume_from=resume_from)
     # What is measured is what is saved.
@@ -209,11 +207,9 @@ def _write_final(config: FinetuneConfig, plan: FinetunePlan, model: PreTrainedMo
         copy_tokenizer(plan.source.folder, plan.folder, scaling.max_position_embeddings)
     else:
         save_tokenizer(plan.tokenizer, plan.folder, scaling.max_position_embeddings)
-    report = patch_report(model)
-    assert report is not None
     write_model_card(
         plan.folder,
-        report,
+        plan.report,
         base_model=plan.source.name,
         revision=plan.source.revision,
         results=_results_text(result),

@@ -86,7 +86,6 @@ def resolve_request(request: MethodRequest, loaded: LoadedConfig) -> Resolution:
         AlreadyScaledError: the model is scaled and the request does not say `rebase`.
         InvalidConfigError: numbers that disagree with each other or with the model.
     """
-    RopeScalingConfig(method=request.method, factor=request.factor or RopeScalingConfig.factor)
     config = loaded.config
     if loaded.resolution is not None and not request.rebase:
         scaling = loaded.resolution.scaling

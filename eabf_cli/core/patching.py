@@ -40,7 +40,6 @@ class PatchState:
     """What a patched model needs to be saved and restored; kept on the model itself."""
 
     resolution: Resolution
-    report: PatchReport
     original_config: PretrainedConfig
     original_rotary: nn.Module
     position_hook: RemovableHandle
@@ -121,7 +120,6 @@ def apply_resolution(model: PreTrainedModel, resolution: Resolution) -> PatchRep
     base = architectures.decoder(model)
     state = PatchState(
         resolution=resolution,
-        report=report,
         original_config=original_config,
         original_rotary=base.rotary_emb,
         position_hook=base.register_forward_pre_hook(derive_position_ids, with_kwargs=True),
@@ -182,12 +180,6 @@ def describe_patch(model: PreTrainedModel) -> RopeScalingConfig | None:
     """The method that a model carries, with all its numbers, or None."""
     state = getattr(_unwrapped(model), _STATE, None)
     return state.resolution.scaling if state is not None else None
-
-
-def patch_report(model: PreTrainedModel) -> PatchReport | None:
-    """What the applied method changed on this model, or None."""
-    state = getattr(_unwrapped(model), _STATE, None)
-    return state.report if state is not None else None
 
 
 def _unwrapped(model: Any) -> PreTrainedModel:

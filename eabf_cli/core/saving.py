@@ -46,7 +46,6 @@ def save_patched(model: PreTrainedModel, save_directory: str | os.PathLike[str],
         return
     raw = read_json(unfinished / "config.json")
     base = resolution.base_config
-    plain = {name: value for name, value in raw.items() if name not in ("rope_parameters", "rope_theta")}
     (target / "config.json").unlink(missing_ok=True)
     (unfinished / "config.json").unlink()
     for stale in target.glob("model*.safetensors*"):
@@ -54,7 +53,7 @@ def save_patched(model: PreTrainedModel, save_directory: str | os.PathLike[str],
     for path in unfinished.iterdir():
         os.replace(path, target / path.name)
     unfinished.rmdir()
-    write_scaled_config(target, join_config(plain, base, resolution.scaling), base.model_type, resolution.scaling)
+    write_scaled_config(target, join_config(raw, base, resolution.scaling), base.model_type, resolution.scaling)
 
 
 def write_scaled_config(target: Path, config: dict[str, Any], model_type: str, scaling: Any) -> None:

@@ -126,10 +126,12 @@ def choose_factor(factor: float | None, max_length: int | None, original_max_pos
     """The factor meant by `--factor` and `--max-length` (either gives the other; neither: the default).
 
     Raises:
-        InvalidConfigError: both are given and disagree with the model's window.
+        InvalidConfigError: a factor or length that extends nothing, or both given and at odds with the window.
     """
+    if factor is not None:
+        factor = _checked_factor(factor)
     if max_length is None:
-        return RopeScalingConfig.factor if factor is None else _checked_factor(factor)
+        return RopeScalingConfig.factor if factor is None else factor
     if max_length <= original_max_position_embeddings:
         raise InvalidConfigError(
             f"max length {max_length:,} does not extend the model's window of "
