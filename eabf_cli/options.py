@@ -11,10 +11,10 @@ import click
 
 from eabf_cli import output
 from eabf_cli.core.demo import DEMO_MODEL
+from eabf_cli.core.devices import DTYPES
 from eabf_cli.core.methods import METHODS
 from eabf_cli.core.scaling_config import THETA_RULES, RopeScalingConfig
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 _METHOD_NAMES = [*METHODS, *(alias for method in METHODS.values() for alias in method.aliases)]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from eabf_cli import options, output
+from eabf_cli.core.data import NUM_SAMPLES, DataConfig, TooLong
 from eabf_cli.core.demo import DEMO_DATASET
+from eabf_cli.core.recipe import Recipe
 
 
 @click.command()
@@ -21,16 +23,16 @@ from eabf_cli.core.demo import DEMO_DATASET
     f"[default: {DEMO_DATASET}]",
 )
 @click.option("--dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train]")
-@click.option("--samples", type=int, default=100, show_default=True, help="How many samples to train on.")
+@click.option("--samples", type=int, default=NUM_SAMPLES, show_default=True, help="How many samples to train on.")
 @click.option(
     "--too-long",
-    type=click.Choice(["error", "truncate", "drop", "split"]),
-    default="error",
+    type=click.Choice(get_args(TooLong)),
+    default=DataConfig.too_long,
     show_default=True,
     help="What to do with samples longer than the target window.",
 )
 @click.option("--learning-rate", type=float, help="Peak learning rate.  [default: by the model's size]")
-@click.option("--epochs", type=int, help="Passes over the samples.  [default: 2]")
+@click.option("--epochs", type=int, help=f"Passes over the samples.  [default: {Recipe.epochs}]")
 @click.option("--batch-size", type=int, help="Samples per step.  [default: 32; 4 below 100M parameters]")
 @click.option("--eval/--no-eval", "evaluated", default=True, show_default=True, help="Measure before and after.")
 @click.option("--lengths", type=options.IntegerList(), metavar="LIST", help="Lengths to measure at, in tokens.")

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint_format import SplitConfig, split_config
+from eabf_cli.core.devices import choose_device, torch_dtype
 from eabf_cli.core.errors import CheckpointError, InvalidConfigError
 from eabf_cli.core.patching import apply_method, apply_resolution
 from eabf_cli.core.resolution import Resolution, resolve_scaling
@@ -23,8 +24,6 @@ from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.core.sources import ModelSource, find_model
 
 logger = logging.getLogger(__name__)
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,36 +193,3 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remo
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer that transformers can load."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-
-
-def torch_dtype(dtype: str) -> torch.dtype | str:
-    """The torch dtype of a command-line name; "auto" stays as it is.
-
-    Raises:
-        InvalidConfigError: an unknown name.
-    """
-    if dtype not in DTYPES:
-        raise InvalidConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    return dtype if dtype == "auto" else getattr(torch, dtype)
-
-
-def choose_device(device: str) -> torch.device:
-    """The torch device of a command-line name.
-
-    Raises:
-        InvalidConfigError: an unknown name, or a device that this machine does not have.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidConfigError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N, mps") from error
-    num_gpus = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= num_gpus:
-        raise InvalidConfigError(f"device {device!r} is not there: torch sees {num_gpus} CUDA devices; try cpu")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise InvalidConfigError("device 'mps' is not there on this machine; try cpu")
-    if chosen.type not in ("cpu", "cuda", "mps"):
-        raise InvalidConfigError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N, mps")
-    return chosen

@@ -20,6 +20,9 @@ from eabf_cli.core.tokenization import TokenizedText, encode_chat, encode_text
 IGNORE_INDEX = -100
 """The label of a token without loss, as torch's cross entropy and transformers have it."""
 
+NUM_SAMPLES = 100
+"""How many samples the paper is content with."""
+
 TooLong = Literal["error", "truncate", "drop", "split"]
 
 
@@ -45,7 +48,7 @@ class DataConfig:
     dataset: str | Path | Sequence[str | Path] = DEMO_DATASET
     dataset_split: str | None = None
     revision: str | None = None
-    num_samples: int | None = 100
+    num_samples: int | None = NUM_SAMPLES
     max_length: int = 2048
     too_long: TooLong = "error"
     seed: int = 42

@@ -30,6 +30,7 @@ from eabf_cli.core.evals.retrieval import (
     span_row,
 )
 from eabf_cli.core.evals.rows import Row, merge_rows
+from eabf_cli.core.frequencies import doublings
 from eabf_cli.core.records import open_records
 from eabf_cli.core.tokenization import encode_text
 
@@ -167,12 +168,8 @@ def evaluate(
 
 def default_lengths(original_max_position_embeddings: int, max_position_embeddings: int) -> list[int]:
     """Half the original window, the window and its doublings, the target window and twice it."""
-    lengths = {original_max_position_embeddings // 2, max_position_embeddings, 2 * max_position_embeddings}
-    length = original_max_position_embeddings
-    while length <= 2 * max_position_embeddings:
-        lengths.add(length)
-        length *= 2
-    return sorted(lengths)
+    window, target = original_max_position_embeddings, max_position_embeddings
+    return sorted({window // 2, *doublings(window, 2 * target), target, 2 * target})
 
 
 class _Plan:

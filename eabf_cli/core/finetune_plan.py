@@ -9,7 +9,7 @@ from typing import Any
 from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint import load_tokenizer, read_config
 from eabf_cli.core.checkpoint_format import check_can_save
-from eabf_cli.core.data import DataConfig, SampleSet, load_samples
+from eabf_cli.core.data import NUM_SAMPLES, DataConfig, SampleSet, TooLong, load_samples
 from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.evaluation import EvalConfig
@@ -39,8 +39,8 @@ class FinetuneConfig:
     request: MethodRequest = field(default_factory=MethodRequest)
     dataset: str | Path | tuple[str, ...] = DEMO_DATASET
     dataset_split: str | None = None
-    samples: int = 100
-    too_long: str = "error"
+    samples: int = NUM_SAMPLES
+    too_long: TooLong = DataConfig.too_long
     learning_rate: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -115,7 +115,7 @@ def make_plan(config: FinetuneConfig, target: FinetuneTarget) -> FinetunePlan:
             dataset_split=config.dataset_split,
             num_samples=config.samples,
             max_length=target.resolution.scaling.max_position_embeddings,
-            too_long=config.too_long,  # type: ignore[arg-type]
+            too_long=config.too_long,
             seed=config.seed,
         ),
         tokenizer,

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from eabf_cli.core.checkpoint import choose_device, load_model, torch_dtype
+from eabf_cli.core.checkpoint import load_model
 from eabf_cli.core.control import cut_samples
 from eabf_cli.core.data import SampleCollator, SampleSet
+from eabf_cli.core.devices import choose_device, torch_dtype
 from eabf_cli.core.evals.table import format_table
 from eabf_cli.core.evaluation import evaluate
 from eabf_cli.core.files import check_space, disk_errors_explained
 from eabf_cli.core.finetune_plan import FinetuneConfig, FinetunePlan, find_target, make_plan, planned_result
+from eabf_cli.core.frequencies import doublings
 from eabf_cli.core.model_card import write_model_card
 from eabf_cli.core.patch_checkpoint import copy_tokenizer, save_tokenizer
 from eabf_cli.core.patching import apply_resolution
@@ -184,10 +186,7 @@ def _control_batch(plan: FinetunePlan, pieces: SampleSet) -> int:
 
 def _lengths(window: int, target: int) -> list[int]:
     """The original window, its doublings up to the target, and twice the target."""
-    lengths = [window]
-    while lengths[-1] * 2 <= target:
-        lengths.append(lengths[-1] * 2)
-    return sorted({*lengths, target, 2 * target})
+    return sorted({*doublings(window, target), target, 2 * target})
 
 
 def _stored_dtype(source: ModelSource, config: FinetuneConfig) -> torch.dtype:

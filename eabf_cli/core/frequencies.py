@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 PAPER_THETA = 500_000.0
 
 
+def doublings(window: int, limit: int) -> list[int]:
+    """The window and its doublings up to the limit, in tokens."""
+    lengths = [window]
+    while lengths[-1] * 2 <= limit:
+        lengths.append(lengths[-1] * 2)
+    return lengths
+
+
 def keep_theta(factor: float, original_rope_theta: float, rotary_dim: int) -> float:
     """The base frequency unchanged."""
     return original_rope_theta

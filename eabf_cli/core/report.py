@@ -11,6 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from eabf_cli.core import architectures
 from eabf_cli.core.errors import UnsupportedModelError
+from eabf_cli.core.frequencies import doublings
 from eabf_cli.core.resolution import Resolution, scaled_config
 from eabf_cli.modeling_eabf import logit_scale
 
@@ -101,11 +102,8 @@ def _logit_scales(resolution: Resolution) -> dict[int, float]:
     scaling = resolution.scaling
     window = scaling.original_max_position_embeddings
     assert window is not None
-    doubled = [window]
-    while doubled[-1] * 2 < scaling.max_position_embeddings:
-        doubled.append(doubled[-1] * 2)
     target = scaling.max_position_embeddings
-    positions = sorted({1, max(window // 2, 1), *doubled, target, 2 * target})
+    positions = sorted({1, window // 2, *doublings(window, target), target, 2 * target})
     if scaling.entry.logit_scale is not None:
         ids = torch.tensor(positions)[None] - 1
         values = logit_scale(scaling.entry.logit_scale, ids, window)[0].tolist()

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from eabf_cli.core.checkpoint import choose_device, load_model, load_tokenizer, torch_dtype
+from eabf_cli.core.checkpoint import load_model, load_tokenizer
+from eabf_cli.core.devices import choose_device, torch_dtype
 from eabf_cli.core.errors import AlreadyScaledError, CheckpointError, EabfError, InvalidConfigError
 from eabf_cli.core.methods import METHODS
 from eabf_cli.core.patching import apply_eabf, apply_method, describe_patch, remove_method
