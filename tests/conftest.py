@@ -14,7 +14,12 @@ from typing import Any
 # Before anything imports huggingface_hub, which reads them once. Subprocesses inherit them.
 _HOME = tempfile.mkdtemp(prefix="eabf-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
-os.environ |= {"HF_HOME": _HOME, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ |= {
+    "HF_HOME": _HOME,
+    "EABF_CACHE_DIR": f"{_HOME}/eabf",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 for _name in ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN", "EABF_DEBUG"):
     os.environ.pop(_name, None)
 

@@ -6,8 +6,10 @@ turns out long enough is tokenised, never the whole.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -27,6 +29,7 @@ PLAIN_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CHARACTERS_PER_TOKEN = 8
 # The last tokens of a cut text may differ from those of the whole text: a cut word is spelled otherwise.
 _CUT_MARGIN = 64
@@ -56,8 +59,8 @@ def encode_text(tokenizer: Any, text: str, *, max_tokens: int | None = None) -> 
             tokens, but not all of them, and `is_whole` False.
     """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids, _, is_whole = _tokenize_start(tokenizer, text, max_tokens, has_offsets=False)
-    return TokenizedText(bos + ids, [True] * (len(bos) + len(ids)), is_whole)
+    ids, _, num_read = _tokenize_start(tokenizer, text, max_tokens, has_offsets=False)
+    return TokenizedText(bos + ids, [True] * (len(bos) + len(ids)), num_read == len(text))
 
 
 def encode_chat(
@@ -66,9 +69,10 @@ def encode_chat(
     """The tokens of a conversation, with loss on the assistant's turns only.
 
     The tokenizer's chat template is used; without one, `PLAIN_CHAT_TEMPLATE`. A template with
-    `{% generation %}` marks the assistant's tokens itself. With any other, an answer is what rendering the
-    turns up to it adds to rendering those before it with the generation prompt: the end of turn is part of it. A
-    conversation that opens with the assistant has no loss on that turn: nothing asked for it.
+    `{% generation %}` marks the assistant's text itself. With any other, an answer is what rendering the
+    turns up to it adds to rendering those before it with the generation prompt: the token that ends the turn is
+    part of it, white space behind that token is not. A conversation that opens with the assistant has no loss on
+    that turn: nothing asked for it. A token across an answer's beginning counts as the answer's.
 
     Args:
         origin: where the conversation comes from, for messages.
@@ -77,12 +81,15 @@ def encode_chat(
     Raises:
         DataError: the template refuses the conversation, or renders a turn differently once others follow.
     """
-    template = getattr(tokenizer, "chat_template", None) or PLAIN_CHAT_TEMPLATE
+    template = tokenizer.chat_template if has_chat_template(tokenizer) else PLAIN_CHAT_TEMPLATE
     if isinstance(template, dict):
         template = template.get("default") or next(iter(template.values()))
-    chat = _Chat(tokenizer, list(messages), template, origin)
-    marks_answers = "{% generation" in template or "{%- generation" in template
-    return chat.encode_by_mask() if marks_answers else chat.encode_by_prefixes(max_tokens)
+    return _Chat(tokenizer, list(messages), template, origin).encode(max_tokens)
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer comes with a chat template; without one, `PLAIN_CHAT_TEMPLATE` is used."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def tokenize(tokenizer: Any, text: str) -> list[int]:
@@ -97,33 +104,43 @@ class _Chat:
     template: str
     origin: str
 
-    def encode_by_mask(self) -> TokenizedText:
-        encoded = self._apply_template(
-            self.messages,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"verbose": False},
-        )
-        return TokenizedText(list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]])
-
-    def encode_by_prefixes(self, max_tokens: int | None) -> TokenizedText:
-        text = self._render(len(self.messages))
+    def encode(self, max_tokens: int | None) -> TokenizedText:
+        marks_answers = _GENERATION_TAG.search(self.template) is not None
+        text, marked = self._render_marked() if marks_answers else (self._render(len(self.messages)), None)
         has_offsets = bool(getattr(self.tokenizer, "is_fast", False))
-        ids, ends, is_whole = _tokenize_start(self.tokenizer, text, max_tokens, has_offsets=has_offsets)
+        ids, ends, num_read = _tokenize_start(self.tokenizer, text, max_tokens, has_offsets=has_offsets)
         has_loss = [False] * len(ids)
-        for index, message in enumerate(self.messages):
-            if message["role"] != "assistant" or index == 0:
-                continue
-            start, end = (
-                self._count_tokens(prefix, ids, ends)
-                for prefix in (
-                    self._checked_prefix(text, index, add_generation_prompt=True),
-                    self._checked_prefix(text, index + 1),
-                )
-            )
+        for answer_start, answer_end in self._answers(text) if marked is None else marked:
+            start = self._count_tokens(text, answer_start, ids, ends)
+            # What a cut left out is not looked at: rendering it turn by turn takes long.
+            if start == len(ids):
+                break
+            end = self._count_tokens(text, min(answer_end, num_read), ids, ends)
             has_loss[start:end] = [True] * (end - start)
-        return TokenizedText(ids, has_loss, is_whole)
+        return TokenizedText(ids, has_loss, num_read == len(text))
+
+    def _answers(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where each answer begins and ends in the rendered text, in characters."""
+        special = tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        for index, message in enumerate(self.messages):
+            if message["role"] == "assistant" and index > 0:
+                start = len(self._checked_prefix(text, index, add_generation_prompt=True))
+                answer = self._checked_prefix(text, index + 1)[start:]
+                stripped = answer.rstrip()
+                yield start, start + len(stripped if stripped.endswith(special) else answer)
+
+    def _render_marked(self) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and where the template's own marks lie in it, in characters."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        with self._refusals_explained():
+            texts, marks = render_jinja_template(
+                [self.messages],
+                chat_template=self.template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        return texts[0], marks[0]
 
     def _checked_prefix(self, text: str, num_turns: int, *, add_generation_prompt: bool = False) -> str:
         prefix = self._render(num_turns, add_generation_prompt=add_generation_prompt)
@@ -135,24 +152,31 @@ class _Chat:
             )
         return prefix
 
-    def _count_tokens(self, prefix: str, ids: list[int], ends: list[int] | None) -> int:
-        """How many of the tokens lie wholly inside a prefix of the text."""
+    def _count_tokens(self, text: str, end: int, ids: list[int], ends: list[int] | None) -> int:
+        """How many of the tokens lie wholly before a character of the text."""
         if ends is not None:
-            return bisect_right(ends, len(prefix))
-        prefix_ids = tokenize(self.tokenizer, prefix)
+            return bisect_right(ends, end)
+        prefix_ids = tokenize(self.tokenizer, text[:end])
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prefix_ids, strict=False)))
 
     def _render(self, num_turns: int, *, add_generation_prompt: bool = False) -> str:
-        return str(
-            self._apply_template(self.messages[:num_turns], tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        with self._refusals_explained():
+            return str(
+                self.tokenizer.apply_chat_template(
+                    self.messages[:num_turns],
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
 
-    def _apply_template(self, messages: list[dict[str, str]], **options: Any) -> Any:
+    @contextmanager
+    def _refusals_explained(self) -> Iterator[None]:
         # A refusal by the template's raise_exception() arrives as a TemplateError.
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(messages, chat_template=self.template, **options)
+            yield
         except TemplateError as error:
             raise DataError(
                 f"{self.origin}: the tokenizer's chat template refuses the conversation: {error}"
@@ -161,15 +185,15 @@ class _Chat:
 
 def _tokenize_start(
     tokenizer: Any, text: str, max_tokens: int | None, *, has_offsets: bool
-) -> tuple[list[int], list[int] | None, bool]:
-    """Tokens from a text's start, the character behind each (if asked for), whether it is the whole text."""
+) -> tuple[list[int], list[int] | None, int]:
+    """Tokens from a text's start, the character behind each (if asked for), how many characters were read."""
     for length in _prefix_lengths(len(text), max_tokens):
         ids, ends = _tokenize_blocks(tokenizer, text[:length], has_offsets=has_offsets)
         is_whole = length == len(text)
         num_kept = len(ids) if is_whole else len(ids) - _CUT_MARGIN
         if is_whole or (max_tokens is not None and num_kept > max_tokens):
             break
-    return ids[:num_kept], ends and ends[:num_kept], is_whole
+    return ids[:num_kept], ends and ends[:num_kept], length
 
 
 def _tokenize_blocks(tokenizer: Any, text: str, *, has_offsets: bool) -> tuple[list[int], list[int] | None]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from eabf_cli.core import tokenization
+from eabf_cli.core.data import tokenization
+from eabf_cli.core.data.tokenization import PLAIN_CHAT_TEMPLATE, encode_chat, encode_text
 from eabf_cli.core.errors import DataError
-from eabf_cli.core.tokenization import PLAIN_CHAT_TEMPLATE, encode_chat, encode_text
 from tests.byte_tokenizer import MARKED_TEMPLATE, UNMARKED_TEMPLATE, SlowTokenizer, byte_tokenizer
 
 CHAT = [
@@ -123,7 +123,7 @@ def test_a_tokenizer_without_template_gets_the_plain_format() -> None:
     assert tokenizer.decode(encoded.input_ids) == (
         "<s>Be kind. 😀\n\nUSER:   What is é?\nASSISTANT:  A letter: é 😀</s>\n"
     )
-    assert trained_text(tokenizer, encoded) == ["  A letter: é 😀</s>\n"]
+    assert trained_text(tokenizer, encoded) == ["  A letter: é 😀</s>"]
     without_bos = byte_tokenizer(has_bos=False)
     assert without_bos.decode(encode_chat(without_bos, CHAT[1:3], "chat").input_ids).startswith("USER:")
 
@@ -131,7 +131,7 @@ def test_a_tokenizer_without_template_gets_the_plain_format() -> None:
 def test_an_answer_that_opens_the_conversation_has_no_loss() -> None:
     tokenizer = byte_tokenizer()
     turns = [{"role": "assistant", "content": "Welcome"}, *CHAT[1:3]]
-    assert trained_text(tokenizer, encode_chat(tokenizer, turns, "chat")) == ["  A letter: é 😀</s>\n"]
+    assert trained_text(tokenizer, encode_chat(tokenizer, turns, "chat")) == ["  A letter: é 😀</s>"]
 
 
 def test_a_long_conversation_is_cut_with_its_marks() -> None:
@@ -142,6 +142,19 @@ def test_a_long_conversation_is_cut_with_its_marks() -> None:
     assert not cut.is_whole
     assert cut.input_ids == whole.input_ids[: len(cut.input_ids)]
     assert cut.has_loss == whole.has_loss[: len(cut.input_ids)]
+
+
+def test_turns_behind_the_cut_are_not_rendered_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, num_renderings = byte_tokenizer(), []
+    render = tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda *args, **options: num_renderings.append(1) or render(*args, **options)
+    )
+    turns = [{"role": role, "content": "x" * 50} for role in ("user", "assistant")] * 500
+    encoded = encode_chat(tokenizer, turns, "chat", max_tokens=200)
+    assert not encoded.is_whole
+    # Two for each answer of about 120 tokens, with its question.
+    assert len(num_renderings) < 100
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:

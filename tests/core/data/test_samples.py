@@ -6,17 +6,22 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eabf_cli.core.data import IGNORE_INDEX, DataConfig, SampleCollator, load_samples
+from eabf_cli.core.data.sample_set import IGNORE_INDEX, length_histogram
+from eabf_cli.core.data.samples import DataConfig, SampleCollator, load_samples
 from eabf_cli.core.errors import DataError, InvalidConfigError
-from tests.byte_tokenizer import byte_tokenizer
+from tests.byte_tokenizer import MARKED_TEMPLATE, SlowTokenizer, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
@@ -47,7 +52,7 @@ def test_the_draw_does_not_depend_on_the_process(tmp_path: Path) -> None:
     path = write_texts(tmp_path / "data.jsonl", list(range(5, 25)))
     program = f"""
 import sys
-from eabf_cli.core.data import DataConfig, load_samples
+from eabf_cli.core.data.samples import DataConfig, load_samples
 class Letters:
     bos_token_id = None
     def __call__(self, text, **options):
@@ -83,7 +88,7 @@ def test_a_document_has_loss_everywhere_and_a_chat_on_the_answers(tmp_path: Path
     document, conversation = sorted(samples, key=lambda sample: len(sample.input_ids))
     assert document.labels == document.input_ids
     trained = [token for token in conversation.labels if token != IGNORE_INDEX]
-    assert TOKENIZER.decode(trained) == " yes</s>\n"
+    assert TOKENIZER.decode(trained) == " yes</s>"
     assert TOKENIZER.decode(conversation.input_ids) == "<s>USER: q\nASSISTANT: yes</s>\n"
 
 
@@ -114,7 +119,7 @@ def test_truncate_and_drop_are_counted(tmp_path: Path) -> None:
     dropped = load_samples(DataConfig(dataset=path, num_samples=3, max_length=10, too_long="drop"), TOKENIZER)
     assert sorted(texts_of(dropped)) == ["a" * 5, "c" * 9, "d" * 3]
     assert 0 <= dropped.num_dropped <= 2
-    with pytest.raises(DataError, match=r"gives 3 samples out of 5 records \(2 dropped\), but 4 are asked for"):
+    with pytest.raises(DataError, match=r"gives 3 samples out of 5 records \(2 too long\), but 4 are asked for"):
         load_samples(DataConfig(dataset=path, num_samples=4, max_length=10, too_long="drop"), TOKENIZER)
 
 
@@ -154,6 +159,128 @@ def test_too_few_records_say_how_many_there_are(tmp_path: Path) -> None:
     assert len(load_samples(DataConfig(dataset=path, num_samples=None), TOKENIZER)) == 3
 
 
+def test_duplicates_are_left_out_and_others_drawn_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    texts = ["same"] * 6 + ["one", "two", "three"]
+    path.write_text("\n".join(json.dumps({"text": text, "id": n}) for n, text in enumerate(texts)))
+    samples = load_samples(DataConfig(dataset=path, num_samples=4), TOKENIZER)
+    assert sorted(texts_of(samples)) == ["one", "same", "three", "two"]
+    assert 0 < samples.num_duplicates <= 5
+    every = load_samples(DataConfig(dataset=path, num_samples=None), TOKENIZER)
+    assert every.num_duplicates == 5
+    assert every.notes == ("5 samples were left out because another has the same tokens",)
+    with pytest.raises(DataError, match=r"gives 4 samples out of 9 records \(5 duplicates\), but 5 are asked for"):
+        load_samples(DataConfig(dataset=path, num_samples=5), TOKENIZER)
+
+
+def test_samples_that_are_the_same_once_cut_are_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "x" * length}) for length in (20, 30, 5)))
+    cut = load_samples(DataConfig(dataset=path, num_samples=None, max_length=10, too_long="truncate"), TOKENIZER)
+    assert (len(cut), cut.num_truncated, cut.num_duplicates) == (2, 1, 1)
+    pieces = load_samples(DataConfig(dataset=path, num_samples=None, max_length=11, too_long="split"), TOKENIZER)
+    # 20 = 10 + 10 and 30 = 10 + 10 + 10.
+    assert (sorted(map(len, texts_of(pieces))), pieces.num_duplicates) == ([5, 10], 4)
+
+
+def test_short_samples_are_told_and_dropped_only_on_request(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [5, 20, 9, 30, 40])
+    config = DataConfig(dataset=path, num_samples=None, min_length=10)
+    told = load_samples(config, TOKENIZER)
+    # BOS makes ten tokens of nine letters.
+    assert (len(told), told.num_short, told.num_dropped) == (5, 1, 0)
+    assert told.notes == (
+        "1 of 5 samples are shorter than 10 tokens: too short to teach anything about a longer window",
+    )
+    dropped = load_samples(replace(config, num_samples=4, too_short="drop"), TOKENIZER)
+    assert sorted(map(len, texts_of(dropped))) == [9, 20, 30, 40]
+    assert dropped.num_short == dropped.num_dropped <= 1
+    assert dropped.notes == ()
+    with pytest.raises(DataError, match=r"gives 4 samples out of 5 records \(1 too short\), .* or .*too_short report"):
+        load_samples(replace(config, num_samples=5, too_short="drop"), TOKENIZER)
+
+
+def test_too_few_says_every_reason(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": text} for text in ("a" * 50, "b" * 50, "cc", "dddddd", "eeeeee", "eeeeee", " ")]
+    rows += [{"messages": [{"role": "assistant", "content": "only a greeting"}]}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig(
+        dataset=path, num_samples=3, max_length=30, too_long="drop", min_length=5, too_short="drop", cache=False
+    )
+    with pytest.raises(DataError) as refused:
+        load_samples(config, TOKENIZER)
+    first, left_out = str(refused.value).splitlines()
+    counts = "2 too long, 1 too short, 1 without loss, 1 duplicates"
+    assert f"gives 2 samples out of 7 records ({counts}), but 3 are asked for" in first
+    assert left_out.startswith("1 of 8 records in")
+
+
+def test_a_tokenizer_without_chat_template_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}))
+    (note,) = load_samples(DataConfig(dataset=path, num_samples=1), TOKENIZER).notes
+    assert "no chat template" in note
+    assert "Vicuna" in note
+    templated = byte_tokenizer(chat_template=MARKED_TEMPLATE)
+    assert load_samples(DataConfig(dataset=path, num_samples=1), templated).notes == ()
+    path.write_text(json.dumps({"text": "a document"}))
+    assert load_samples(DataConfig(dataset=path, num_samples=1), TOKENIZER).notes == ()
+
+
+def test_what_was_not_read_is_told_with_the_samples(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a document")
+    (tmp_path / "table.csv").write_text("1,2")
+    for _ in range(2):
+        (note,) = load_samples(DataConfig(dataset=tmp_path, num_samples=1), TOKENIZER).notes
+        assert "ignored: 1 .csv" in note
+
+
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=50))
+def test_the_histogram_counts_every_length_once_in_at_most_ten_bins(lengths: list[int]) -> None:
+    bins = length_histogram(lengths)
+    assert len(bins) <= 10
+    assert bins[0]["count"] > 0
+    assert bins[-1]["count"] > 0
+    for bin_, following in pairwise(bins):
+        assert following["from"] == bin_["to"] + 1
+    (width,) = {bin_["to"] - bin_["from"] + 1 for bin_ in bins}
+    assert width & (width - 1) == 0
+    assert len(bins) > 5 or width == 1
+    for bin_ in bins:
+        assert bin_["count"] == sum(bin_["from"] <= length <= bin_["to"] for length in lengths)
+
+
+def test_the_histogram_ends_where_the_window_does() -> None:
+    bins = length_histogram([16_384, 16_384, 10_000])
+    assert bins[-1] == {"from": 15_361, "to": 16_384, "count": 2}
+    assert bins[0] == {"from": 9_217, "to": 10_240, "count": 1}
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "marked chat"])
+def test_ten_million_tokens_are_refused_or_cut_without_reading_them_all(tmp_path: Path, kind: str) -> None:
+    tokenizer = byte_tokenizer(chat_template=MARKED_TEMPLATE if kind == "marked chat" else None)
+    text = "word " * 2_000_000
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"text": text} if kind == "text" else {"messages": turns}))
+    read = []
+
+    class Counting(SlowTokenizer):
+        is_fast = True
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            read.append(len(text))
+            return self._tokenizer(text, **options)
+
+    config = DataConfig(dataset=path, num_samples=1, max_length=1_000, cache=False)
+    with pytest.raises(DataError, match=r"line 1: the sample has more than 8,\d{3} tokens, more than max_length"):
+        load_samples(config, Counting(tokenizer))
+    (sample,) = load_samples(replace(config, too_long="truncate"), Counting(tokenizer)).samples
+    assert len(sample.input_ids) == 1_000
+    assert sum(read) < 20_000
+
+
 def test_the_summary_is_json(tmp_path: Path) -> None:
     path = write_texts(tmp_path / "data.jsonl", [5, 9])
     summary = load_samples(DataConfig(dataset=path, num_samples=2), TOKENIZER).summary()
@@ -161,7 +288,17 @@ def test_the_summary_is_json(tmp_path: Path) -> None:
     assert summary["num_tokens"] == 16
 
 
-@pytest.mark.parametrize("fields", [{"num_samples": 0}, {"max_length": 1}, {"too_long": "shorten"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_samples": 0},
+        {"max_length": 1},
+        {"too_long": "shorten"},
+        {"too_short": "pad"},
+        {"min_length": 0},
+        {"min_length": 11, "max_length": 10},
+    ],
+)
 def test_nonsense_settings_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfigError, match=next(iter(fields))):
         DataConfig(**fields)

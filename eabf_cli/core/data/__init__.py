@@ -1,0 +1,1 @@
+"""Training data: where it is read from, how it becomes tokens, which samples are drawn."""
