@@ -18,10 +18,11 @@ from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint_format import SplitConfig, split_config
 from eabf_cli.core.devices import choose_device, torch_dtype
 from eabf_cli.core.errors import CheckpointError, InvalidConfigError
+from eabf_cli.core.files import read_json
 from eabf_cli.core.patching import apply_method, apply_resolution
 from eabf_cli.core.resolution import Resolution, resolve_scaling
 from eabf_cli.core.scaling_config import RopeScalingConfig
-from eabf_cli.core.sources import ModelSource, find_model
+from eabf_cli.core.sources import SCALING_FILE, ModelSource, find_model
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def read_config(source: ModelSource, *, unscaled_layers: tuple[int, ...] | None 
     Raises:
         CheckpointError, UnsupportedModelError, InvalidConfigError: damaged or outside what is supported.
     """
+    if source.base is not None:
+        return _read_adapted(source, source.base, unscaled_layers)
     if source.gguf_file is not None:
         config = _gguf_config(source)
         return LoadedConfig(config=config, raw=config.to_dict(), resolution=None)
@@ -64,6 +67,20 @@ def read_config(source: ModelSource, *, unscaled_layers: tuple[int, ...] | None 
     resolution = resolve_scaling(config, scaling)
     resolution = replace(resolution, theta_reason=f"from the checkpoint {source.name}", notes=())
     return LoadedConfig(config=config, raw=split.plain, resolution=resolution, note=split.note)
+
+
+def _read_adapted(adapter: ModelSource, base: ModelSource, unscaled_layers: tuple[int, ...] | None) -> LoadedConfig:
+    """The base model's configuration, and the method that the adapter was trained under."""
+    loaded = read_config(base)
+    recorded = read_json(adapter.folder / SCALING_FILE).get("rope_scaling")
+    if recorded is None:
+        return loaded
+    scaling = RopeScalingConfig.from_dict(recorded)
+    if unscaled_layers is not None:
+        scaling = scaling.replace(unscaled_layers=unscaled_layers)
+    resolution = resolve_scaling(loaded.config, scaling, rebase=True)
+    resolution = replace(resolution, theta_reason=f"from the adapter {adapter.name}", notes=())
+    return replace(loaded, resolution=resolution)
 
 
 def _config_from(split: SplitConfig, source: ModelSource) -> PretrainedConfig:
@@ -102,7 +119,8 @@ def load_model(
     checkpoints are stock models to which their method is applied.
 
     Args:
-        model: the demo alias `eabf-tiny`, a folder (also of a finetune run), a GGUF file or a Hub id.
+        model: the demo alias `eabf-tiny`, a folder (also of a finetune run), a GGUF file or a Hub id. A
+            folder with an adapter gives its base model with the adapter merged in float32.
         revision: branch, tag or commit of a Hub model.
         dtype: "auto" (as stored; float32 for GGUF), "bfloat16", "float16" or "float32".
         device: "auto" (CUDA, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
@@ -119,25 +137,35 @@ def load_model(
     target = choose_device(device)
     source = find_model(model, revision=revision)
     loaded = read_config(source, unscaled_layers=unscaled_layers)
-    if source.gguf_file is None:
-        source.weight_files()
-    result = _load_weights(source, loaded.config, torch_dtype(dtype), attn_implementation)
+    options: dict[str, Any] = {"dtype": torch_dtype(dtype)}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    result = load_weights(source.base or source, loaded.config, **options)
     if loaded.note is not None:
         logger.warning("%s: %s", source.name, loaded.note)
     result = result.to(target).eval()
     if loaded.resolution is not None:
         apply_resolution(result, loaded.resolution)
+    if source.base is not None:
+        # It imports peft, which takes longer than many a model.
+        from eabf_cli.core.adapters import load_adapter, merge_adapter
+
+        result = merge_adapter(load_adapter(result, source)).eval()
     if rope_scaling is not None:
         apply_method(result, rope_scaling)
     return result
 
 
-def _load_weights(
-    source: ModelSource, config: PretrainedConfig, dtype: torch.dtype | str, attn_implementation: str | None
-) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": dtype}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+def load_weights(source: ModelSource, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """The plain model of a source, no method applied.
+
+    Args:
+        config: its plain configuration (`read_config`).
+        options: as for `from_pretrained`.
+
+    Raises:
+        CheckpointError: weights that are missing, damaged, pickled or of another shape.
+    """
     if source.gguf_file is not None:
         result = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, **options)
         # The weights are dequantised by now; what is left of the quantizer forbids to save them.
@@ -145,6 +173,7 @@ def _load_weights(
             if hasattr(owner, name):
                 delattr(owner, name)
         return result
+    source.weight_files()
     result, info = AutoModelForCausalLM.from_pretrained(
         source.folder,
         config=config,
@@ -169,6 +198,15 @@ def _load_weights(
     return result
 
 
+def stored_dtype(source: ModelSource) -> torch.dtype:
+    """The dtype that a model's weights are stored in; float32 for GGUF, which is dequantised."""
+    source = source.base or source
+    if source.gguf_file is not None:
+        return torch.float32
+    raw = source.config()
+    return getattr(torch, raw.get("dtype") or raw.get("torch_dtype") or "float32")
+
+
 def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
     """Load the tokenizer of a model (same names as `load_model`).
 
@@ -176,6 +214,13 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remo
         CheckpointError: the model has none, or it cannot be read.
     """
     source = find_model(model, revision=revision, with_weights=False)
+    if source.base is not None:
+        # As beside a merged checkpoint: the base's tokenizer with the window of the method.
+        tokenizer = load_tokenizer(source.base.name, revision=source.base.revision)
+        resolution = read_config(source).resolution
+        if resolution is not None:
+            tokenizer.model_max_length = resolution.scaling.max_position_embeddings
+        return tokenizer
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     if not source.gguf_file and not has_tokenizer(source.folder):
         raise CheckpointError(f"model {source.name} has no tokenizer files: copy the base model's into its folder")

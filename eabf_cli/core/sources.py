@@ -27,6 +27,11 @@ from eabf_cli.core.files import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FOLDER = "adapter"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Beside PEFT's own files: the scaling of the base model, and which weights that base has.
+SCALING_FILE = "eabf_scaling.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What a model's folder needs beside the weights; pickles and other frameworks' files stay away.
 _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
@@ -41,31 +46,40 @@ class ModelSource:
         folder: where its files are.
         gguf_file: the file's name inside the folder, for a GGUF model.
         revision: the resolved commit of a Hub model.
+        base: the model that the adapter in `folder` goes onto; None where `folder` holds a model itself.
     """
 
     name: str
     folder: Path
     gguf_file: str | None = None
     revision: str | None = None
+    base: ModelSource | None = None
 
     def config(self) -> dict[str, Any]:
-        """The model's `config.json` as it stands (not for GGUF)."""
-        return read_json(self.folder / "config.json")
+        """The model's `config.json` as it stands, an adapter's is its base's (not for GGUF)."""
+        return self.base.config() if self.base is not None else read_json(self.folder / "config.json")
 
     def weight_files(self) -> list[Path]:
         """The safetensors files, each checked to be whole.
 
         Raises:
-            CheckpointError: none, a missing or truncated one, a pickle instead, or an index that names a
-                file outside the folder.
+            CheckpointError: none, a missing or truncated one, a pickle instead, an index that names a
+                file outside the folder, or an adapter.
         """
+        if self.base is not None:
+            raise CheckpointError(
+                f"{self.name} is an adapter on {self.base.name} and has no weights of its own: "
+                f"merge it first with load_model({self.name!r}).save_pretrained(FOLDER)"
+            )
         files = list(_shards(self.folder))
         for path in files:
             check_safetensors(path)
         return files
 
     def fingerprint(self) -> str:
-        """The Hub commit, or the SHA-256 of the weight files."""
+        """The Hub commit, or the SHA-256 of the weight files; an adapter's is its base's and its own."""
+        if self.base is not None:
+            return f"{self.base.fingerprint()} adapter sha256:{hash_files([self.folder / ADAPTER_WEIGHTS])}"
         if self.revision is not None:
             return self.revision
         paths = [self.folder / self.gguf_file] if self.gguf_file else list(_shards(self.folder))
@@ -75,20 +89,28 @@ class ModelSource:
 def find_model(model: str | Path, *, revision: str | None = None, with_weights: bool = True) -> ModelSource:
     """Find a model by demo alias, folder, GGUF file or Hub id.
 
+    A folder may also hold an adapter (its own folder, or a run folder without merged weights): its base
+    model is found, too.
+
     Args:
-        with_weights: download a Hub model's weights too; without them only its small files.
+        with_weights: download a Hub model's weights too, and hold an adapter's base to the weights that it
+            was trained on; without them only the small files are read.
 
     Raises:
-        CheckpointError: nothing of that name, here or on the Hub, or the Hub cannot be reached.
+        CheckpointError: nothing of that name, here or on the Hub, or the Hub cannot be reached; an adapter
+            whose base is not there, or has other weights by now.
     """
     name = str(model)
     if name == DEMO_MODEL:
         return ModelSource(name=name, folder=demo_model_path())
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if (path / "config.json").is_file():
+            return ModelSource(name=name, folder=path)
+        adapter = _adapter_folder(path)
+        if adapter is None:
             raise CheckpointError(_no_config(path))
-        return ModelSource(name=name, folder=path)
+        return ModelSource(name=name, folder=adapter, base=_adapter_base(name, adapter, with_weights))
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(f"model {name} is a file but no .gguf: give a folder, a Hub id or a GGUF file")
@@ -99,6 +121,41 @@ def find_model(model: str | Path, *, revision: str | None = None, with_weights: 
             f"without -m the demo model {DEMO_MODEL!r} is used"
         )
     return _from_hub(name, revision, with_weights)
+
+
+def _adapter_folder(path: Path) -> Path | None:
+    """The adapter that a folder stands for: itself, or a finished run's."""
+    # While a run has checkpoints it is not finished, whatever lies beside them.
+    found = [path] if any(path.glob("checkpoint-*")) else [path, path / ADAPTER_FOLDER]
+    return next((folder for folder in found if (folder / ADAPTER_CONFIG).is_file()), None)
+
+
+def _adapter_base(name: str, adapter: Path, with_weights: bool) -> ModelSource:
+    settings = read_json(adapter / ADAPTER_CONFIG)
+    base_name = settings.get("base_model_name_or_path")
+    if not (adapter / SCALING_FILE).is_file():
+        raise CheckpointError(
+            f"adapter {adapter} has no {SCALING_FILE}, so the scaling of its base model {base_name!r} is not known: "
+            "it was written by other software, or not to its end"
+        )
+    try:
+        base = find_model(str(base_name), revision=settings.get("revision"), with_weights=with_weights)
+    except CheckpointError as error:
+        is_gone = Path(str(base_name)).is_absolute() and not Path(str(base_name)).exists()
+        reason = "which is not there any more" if is_gone else f"which cannot be had: {error}"
+        raise CheckpointError(
+            f"{name} is an adapter on {base_name!r}, {reason}\n"
+            f"Put that model back, or name the place where it is now in {adapter / ADAPTER_CONFIG}"
+        ) from error
+    # A commit of the Hub stays what it is; a folder may be overwritten.
+    if with_weights and base.revision is None:
+        recorded = read_json(adapter / SCALING_FILE).get("base_weights")
+        if recorded != base.fingerprint():
+            raise CheckpointError(
+                f"{name} is an adapter on {base_name!r}, whose weights are not those that it was trained on: "
+                f"put the old ones back ({recorded}), or train anew"
+            )
+    return base
 
 
 def _no_config(path: Path) -> str:

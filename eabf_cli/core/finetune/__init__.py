@@ -1,0 +1,1 @@
+"""The main job: extend a model and finetune it on a few long samples."""
