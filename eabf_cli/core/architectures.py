@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -144,6 +144,11 @@ def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
     return dict(config.rope_parameters["full_attention"] if is_nested_rope(config) else config.rope_parameters)
 
 
+def follows_length(config: PretrainedConfig) -> bool:
+    """Whether the frequencies depend on the length of a call, so that a longer one changes earlier predictions."""
+    return rope_parameters(config).get("rope_type") in ("dynamic", "longrope")
+
+
 def set_rope_parameters(config: PretrainedConfig, parameters: dict[str, Any]) -> None:
     """Replace the RoPE parameters of the full-attention layers, keeping what no method changes."""
     kept = {"partial_rotary_factor": rope_parameters(config).get("partial_rotary_factor")}
@@ -178,6 +183,47 @@ def build_rotary_embedding(model: PreTrainedModel, config: PretrainedConfig) -> 
     old = decoder(model).rotary_emb
     device = next(iter(old.buffers())).device
     return type(old)(config=config).to(device).train(old.training)
+
+
+# --- The language-model head ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsTransform:
+    """What becomes of the logits after the head: `scale * x`, then under a cap `soft_cap * tanh(x / soft_cap)`."""
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+
+# Families that change their logits between the head and the loss.
+_LOGITS_TRANSFORM: dict[str, Callable[[PretrainedConfig], LogitsTransform]] = {
+    "granite": lambda config: LogitsTransform(scale=1 / config.logits_scaling),
+    "granitemoe": lambda config: LogitsTransform(scale=1 / config.logits_scaling),
+    "cohere": lambda config: LogitsTransform(scale=config.logit_scale),
+    "cohere2": lambda config: LogitsTransform(scale=config.logit_scale),
+    "gemma2": lambda config: LogitsTransform(soft_cap=config.final_logit_softcapping),
+    "gemma3_text": lambda config: LogitsTransform(soft_cap=config.final_logit_softcapping),
+}
+
+
+def logits_transform(config: PretrainedConfig) -> LogitsTransform:
+    """What the family does to its logits; for most of them nothing."""
+    return _LOGITS_TRANSFORM.get(config.model_type, lambda _: LogitsTransform())(config)
+
+
+def router_loss(model: PreTrainedModel, outputs: Any, attention_mask: Tensor | None) -> Tensor | None:
+    """What a mixture of experts adds to its loss to balance them; None unless the decoder gave router logits.
+
+    They are given if `output_router_logits` is set, which no family does by default.
+    """
+    router_logits = getattr(outputs, "router_logits", None)
+    if router_logits is None:
+        return None
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    balance = load_balancing_loss_func(router_logits, model.num_experts, model.num_experts_per_tok, attention_mask)
+    return model.router_aux_loss_coef * balance
 
 
 # --- Attention kernels ---------------------------------------------------------------------------------

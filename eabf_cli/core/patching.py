@@ -114,6 +114,7 @@ def apply_resolution(model: PreTrainedModel, resolution: Resolution) -> PatchRep
     original_config = architectures.decoder(model).config
     new_config = scaled_config(resolution.base_config, resolution.scaling)
     new_config._attn_implementation = original_config._attn_implementation
+    new_config._experts_implementation = original_config._experts_implementation
     rotary = architectures.build_rotary_embedding(model, new_config)
 
     # Nothing on the model changes above this line, so that a refusal leaves it as it was.

@@ -1,0 +1,239 @@
+"""Speed and peak memory of a training step: ours, and the plain transformers Trainer's, side by side.
+
+    python benchmarks/finetune.py --lengths 2048,4096 --rounds 3 -o benchmarks/results/finetune-cpu.json
+    python benchmarks/finetune.py --model 1b --lengths 16384 --device cuda
+
+Every side trains the same randomly initialised Llama on the same random tokens, one row a step, in one process, in
+turns (A B A B ...), with the same dtype and activation checkpointing. `plain` is the Trainer alone, `eabf` the Trainer
+with the chunked loss, and on CUDA `liger` the Trainer with Liger's kernels if they are installed. tokens/s comes from
+the median step after each run's warm-up; peak memory is that of the process (VmHWM, Linux) or of the GPU's tensors.
+
+On CUDA the model FLOPs utilisation is printed: tokens/s x (6 N + 6 L H S) / peak FLOP/s, with N the parameters that
+multiply every token (an embedding that is not the head as well is only looked up), L layers, H heads x head width, and
+S tokens in a row, of which a causal query sees half. What checkpointing computes again does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from eabf_cli.core.finetune.chunked_loss import DEFAULT_CHUNK_TOKENS, chunked_loss
+
+# SmolLM2-135M, Llama-3.2-1B, Llama-2-7B.
+_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+    "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "135m": dict(zip(_FIELDS, (576, 30, 9, 3, 1536, 49_152, True), strict=True)),
+    "1b": dict(zip(_FIELDS, (2048, 16, 32, 8, 8192, 128_256, True), strict=True)),
+    "7b": dict(zip(_FIELDS, (4096, 32, 32, 32, 11_008, 32_000, False), strict=True)),
+}
+# Dense bfloat16 peaks from the vendor's data sheets; the first name that fits counts.
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
+WARMUP_STEPS = 1
+
+
+def main() -> None:
+    options = parse_arguments()
+    has_liger = options.device == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+    results = []
+    for length in options.lengths:
+        sides: dict[str, list[dict[str, Any]]] = {name: [] for name in ("plain", "eabf", *["liger"] * has_liger)}
+        for round_number in range(options.rounds):
+            for name, runs in sides.items():
+                runs.append(run(name, length, options))
+                step_s = ", ".join(f"{seconds:.2f}" for seconds in runs[-1]["step_s"])
+                print(f"length {length}, round {round_number + 1}, {name}: {step_s} s a step", file=sys.stderr)
+        results.append({"length": length, "sides": {name: summary(runs, length) for name, runs in sides.items()}})
+    settings = {name: getattr(options, name) for name in ("model", "dtype", "checkpointing", "chunk_tokens", "rounds")}
+    report = {"machine": machine(options.device), **settings, "results": results}
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2) if options.json else table(report, options))
+
+
+def parse_arguments() -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=formatter)
+    parser.add_argument("--model", choices=SHAPES, default="135m")
+    parser.add_argument(
+        "--lengths", type=lambda text: [int(part) for part in text.split(",")], default="2048,4096,8192"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turns")
+    parser.add_argument("--steps", type=int, default=2, help=f"timed steps of a run, after {WARMUP_STEPS} for warm-up")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "mixed", "bfloat16"],
+        help="of the weights; mixed: float32 under bfloat16 autocast (default: float32 on CPU, bfloat16 on CUDA)",
+    )
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--chunk-tokens", type=int, default=DEFAULT_CHUNK_TOKENS)
+    parser.add_argument("--peak-tflops", type=float, help="bfloat16 peak of the GPU (default: known for some)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("-o", "--output", type=Path, help="write the report as JSON to this file")
+    options = parser.parse_args()
+    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
+    return options
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each step: forward, backward and optimizer."""
+
+    def __init__(self) -> None:
+        self.step_s: list[float] = []
+        self.started = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started = self._now()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.step_s.append(self._now() - self.started)
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def run(side: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a fresh model a few steps: seconds of the timed ones, peak memory, last loss."""
+    set_seed(0)
+    model = build_model(options.model, length, options)
+    generator = torch.Generator().manual_seed(0)
+    num_steps = WARMUP_STEPS + options.steps
+    tokens = torch.randint(model.config.vocab_size, (num_steps, length), generator=generator)
+    times = StepTimes()
+    chunked = chunked_loss(model, options.chunk_tokens) if side == "eabf" else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as folder, chunked:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=1,
+            max_steps=num_steps,
+            learning_rate=1e-5,
+            bf16=options.dtype == "mixed",
+            use_cpu=options.device == "cpu",
+            use_liger_kernel=side == "liger",
+            activation_checkpointing=options.checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False},
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        rows = [{"input_ids": row, "labels": row} for row in tokens]
+        trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[times])
+        trainer.remove_callback(PrinterCallback)
+        reset_peak_memory(options.device)
+        trainer.train()
+        peak = peak_memory_gib(options.device)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"step_s": times.step_s[WARMUP_STEPS:], "peak_memory_gib": peak, "loss": losses[-1]}
+
+
+def build_model(name: str, length: int, options: argparse.Namespace) -> LlamaForCausalLM:
+    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+    with torch.device(options.device):
+        return LlamaForCausalLM._from_config(LlamaConfig(**SHAPES[name], max_position_embeddings=length), dtype=dtype)
+
+
+def reset_peak_memory(device: str) -> None:
+    """Forget what earlier runs needed, and give their memory back to the system."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_gib(device: str) -> float | None:
+    """Since the reset; None where the system does not tell."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    if sys.platform != "linux":
+        return None
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM"))
+
+
+def summary(runs: list[dict[str, Any]], length: int) -> dict[str, Any]:
+    """One side's steps of all rounds together."""
+    step_s = [seconds for one in runs for seconds in one["step_s"]]
+    peaks = [one["peak_memory_gib"] for one in runs]
+    return {
+        "tokens_per_s": length / median(step_s),
+        "peak_memory_gib": None if None in peaks else max(peaks),
+        "step_s": step_s,
+        "loss": runs[-1]["loss"],
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    cpu = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def flops_per_token(name: str, length: int) -> float:
+    """6 N + 6 L H S (see the top of this file)."""
+    hidden, layers, heads, kv_heads, mlp, vocabulary, _ = SHAPES[name].values()
+    layer = 2 * hidden * hidden * (1 + kv_heads / heads) + 3 * hidden * mlp
+    return 6 * (layers * layer + vocabulary * hidden) + 6 * layers * hidden * length
+
+
+def table(report: dict[str, Any], options: argparse.Namespace) -> str:
+    """The report for a person."""
+    gpu = report["machine"]["gpu"]
+    peak = options.peak_tflops or next((tflops for name, tflops in PEAK_TFLOPS.items() if name in (gpu or "")), None)
+    lines = [
+        ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None),
+        f"{report['model']}, {report['dtype']}, checkpointing {report['checkpointing']}",
+        f"{'length':>7} {'side':>6} {'tokens/s':>9} {'ratio':>6} {'peak GiB':>9} {'ratio':>6} {'loss':>8}  MFU",
+    ]
+    for result in report["results"]:
+        plain = result["sides"]["plain"]
+        for name, side in result["sides"].items():
+            memory, of_plain = side["peak_memory_gib"], plain["peak_memory_gib"]
+            peaks = f"{memory:>9.2f} {memory / of_plain:>6.3f}" if memory is not None else f"{'-':>9} {'-':>6}"
+            used = side["tokens_per_s"] * flops_per_token(options.model, result["length"])
+            mfu = f"{used / peak / 1e12:.1%}" if gpu and peak else "-"
+            lines.append(
+                f"{result['length']:>7} {name:>6} {side['tokens_per_s']:>9.1f} "
+                f"{side['tokens_per_s'] / plain['tokens_per_s']:>6.3f} {peaks} {side['loss']:>8.4f}  {mfu}"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
