@@ -1,0 +1,257 @@
+"""Estimated against measured peak memory of training on this machine's CPU.
+
+    OMP_NUM_THREADS=1 python benchmarks/memory.py
+    OMP_NUM_THREADS=1 python benchmarks/memory.py --only 135M
+    OMP_NUM_THREADS=1 python benchmarks/memory.py --refresh
+
+Every row is a process of its own that loads a model as `eabf finetune` does, trains two optimizer steps with the
+chunked loss, and reports the most that it ever held (VmHWM). Results go to `benchmarks/results/memory-cpu.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+
+from eabf_cli.core.checkpoint import load_tokenizer, read_config
+from eabf_cli.core.data.sample_set import Sample, SampleSet
+from eabf_cli.core.data.samples import SampleCollator
+from eabf_cli.core.devices import peak_memory_gib
+from eabf_cli.core.finetune.memory import MemoryEstimate, estimate_memory
+from eabf_cli.core.finetune.recipe import Recipe
+from eabf_cli.core.finetune.settings import TrainSettings
+from eabf_cli.core.finetune.training import train
+from eabf_cli.core.finetune.tuning import load_for_tuning, make_trainable
+from eabf_cli.core.patching import apply_method
+from eabf_cli.core.sources import find_model
+
+MIB = 2**20
+RESULTS = Path(__file__).parent / "results" / "memory-cpu.json"
+
+# Llama shapes of SmolLM2-135M and SmolLM2-360M; the demo model has weights of its own.
+SHAPES: dict[str, dict[str, int]] = {
+    "135M": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "360M": {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+    },
+}
+VOCABULARY = 49_152
+DEMO = "eabf-tiny"
+WINDOW = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement: what is trained, and how."""
+
+    model: str
+    seq_len: int
+    tuning: str
+    mixed_precision: bool
+    checkpointing: bool
+    batch_size: int = 1
+
+
+def _rows() -> list[Row]:
+    demo = [
+        Row(model=DEMO, seq_len=2048, tuning=tuning, mixed_precision=mixed, checkpointing=False, batch_size=4)
+        for tuning in ("full", "lora", "qlora")
+        for mixed in (False, True)
+    ]
+    random_ones = [
+        Row(model=model, seq_len=seq_len, tuning=tuning, mixed_precision=mixed, checkpointing=True, batch_size=batch)
+        for model, seq_len, tuning, mixed, batch in (
+            ("135M", 2048, "full", True, 1),
+            ("135M", 2048, "full", True, 2),
+            ("135M", 2048, "full", False, 1),
+            ("135M", 2048, "lora", True, 1),
+            ("135M", 2048, "qlora", True, 1),
+            ("135M", 4096, "full", True, 1),
+            ("135M", 4096, "lora", True, 1),
+            ("360M", 2048, "lora", True, 1),
+            ("360M", 2048, "full", True, 1),
+            ("360M", 2048, "qlora", True, 1),
+            ("360M", 4096, "lora", True, 1),
+            ("360M", 2048, "full", False, 1),
+            ("360M", 4096, "full", True, 1),
+        )
+    ]
+    return demo + random_ones
+
+
+def random_config(name: str) -> PretrainedConfig:
+    """The configuration of a random model."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        **SHAPES[name],
+    )
+
+
+def write_random_model(folder: Path, name: str) -> None:
+    """A checkpoint of a random model in bfloat16."""
+    AutoModelForCausalLM.from_config(random_config(name), dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def estimate(row: Row) -> MemoryEstimate:
+    """The estimate for a row, from the configuration alone."""
+    config = random_config(row.model) if row.model in SHAPES else read_config(find_model(row.model)).config
+    return estimate_memory(
+        config,
+        tuning=row.tuning,
+        seq_len=row.seq_len,
+        device_type="cpu",
+        mixed_precision=row.mixed_precision,
+        checkpointing=row.checkpointing,
+        accumulates=row.batch_size > 1,
+    )
+
+
+def compared(row: Row, measured_mib: float, seconds_per_step: float) -> dict[str, Any]:
+    """A row of the result: what was estimated beside what was measured."""
+    found = estimate(row)
+    return asdict(row) | {
+        "estimate_mib": round(found.total / MIB),
+        "measured_mib": round(measured_mib),
+        "ratio": round(found.total / MIB / measured_mib, 3),
+        "moment": found.moment,
+        "parts_mib": {name: round(num_bytes / MIB) for name, num_bytes in found.parts.items()},
+        "seconds_per_step": seconds_per_step,
+    }
+
+
+def measure(row: Row, model: str) -> dict[str, Any]:
+    """Train two steps in this process."""
+    load_tokenizer(DEMO)
+    base = load_for_tuning(model, tuning=row.tuning, device="cpu", mixed_precision=row.mixed_precision)
+    apply_method(
+        base,
+        {"rope_type": "eabf", "factor": row.seq_len / WINDOW, "original_max_position_embeddings": WINDOW},
+    )
+    trained = make_trainable(base, row.tuning, source=find_model(model))
+    rng = random.Random(0)
+    rows = [rng.choices(range(3, base.config.vocab_size), k=row.seq_len) for _ in range(2 * row.batch_size)]
+    rows_of_ids = tuple(Sample(ids, list(ids)) for ids in rows)
+    samples = SampleSet(samples=rows_of_ids, num_available=len(rows), data_hash="")
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(
+            trained,
+            samples,
+            Recipe(learning_rate=1e-4, epochs=1, batch_size=row.batch_size),
+            TrainSettings(mixed_precision=row.mixed_precision, activation_checkpointing=row.checkpointing),
+            folder=Path(folder),
+            collator=SampleCollator(2),
+        )
+    return compared(row, 1024 * peak_memory_gib(torch.device("cpu")), round(result.wall_s / 2, 1))
+
+
+def run(row: Row, folder: Path) -> dict[str, Any]:
+    """`measure` in a fresh process."""
+    model = row.model
+    if model in SHAPES:
+        path = folder / model
+        if not path.exists():
+            write_random_model(path, model)
+        model = str(path)
+    command = [sys.executable, __file__, "--row", json.dumps(asdict(row)), "--model", model]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{row} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that the numbers are from."""
+    from importlib.metadata import version
+
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    names = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count(),
+        "system": platform.platform(),
+        "allocator": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "GLIBC_"))},
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="rows whose description contains this, like 135M or 'seq_len=4096'")
+    parser.add_argument("--refresh", action="store_true", help="new estimates for what was measured before")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.row:
+        print(json.dumps(measure(Row(**json.loads(given.row)), given.model)))
+        return
+    # Rows that are not measured again stay.
+    results = json.loads(given.output.read_text())["rows"] if given.output.exists() else []
+    if given.refresh:
+        names = [field.name for field in fields(Row)]
+        rows = [(Row(**{name: old[name] for name in names}), old) for old in results]
+        write(given.output, [compared(row, old["measured_mib"], old["seconds_per_step"]) for row, old in rows])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for row in _rows():
+            if given.only and given.only not in str(row):
+                continue
+            result = run(row, Path(folder))
+            results = [other for other in results if asdict(row) != {name: other[name] for name in asdict(row)}]
+            results.append(result)
+            print(describe(result), flush=True)
+            write(given.output, results)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A row as one line."""
+    precision = "bf16" if result["mixed_precision"] else "fp32"
+    return (
+        f"{result['model']:>9} {result['seq_len']:>5} {result['tuning']:>5} {precision} batch {result['batch_size']}: "
+        f"estimate {result['estimate_mib']:>6,} MiB, measured {result['measured_mib']:>6,} MiB, "
+        f"ratio {result['ratio']:.2f}, {result['seconds_per_step']} s a step"
+    )
+
+
+def write(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the result file."""
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
