@@ -25,8 +25,9 @@ class _Group(click.Group):
             if os.environ.get("EABF_DEBUG") == "1":
                 raise
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+        except KeyboardInterrupt as interrupt:
+            # What can go on says how.
+            click.echo(f"Interrupted{f': {interrupt}' if str(interrupt) else '.'}", err=True)
             ctx.exit(INTERRUPTED)
 
 

@@ -11,13 +11,15 @@ from typing import Any
 
 import click
 
+from eabf_cli.core.processes import is_main_process
+
 _verbosity = 0
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Choose how much is said on stderr, and route the package's log there."""
     global _verbosity
-    _verbosity = -1 if quiet else int(verbose)
+    _verbosity = -1 if quiet or not is_main_process() else int(verbose)
     package = logging.getLogger("eabf_cli")
     package.handlers = [_Conversation()]
     package.setLevel(logging.INFO)
@@ -48,17 +50,20 @@ def detail(message: str) -> None:
 
 def warn(message: str) -> None:
     """Say what the user should not miss; `--quiet` does not silence it."""
-    click.echo(click.style("warning: ", fg="yellow") + message, err=True)
+    if is_main_process():
+        click.echo(click.style("warning: ", fg="yellow") + message, err=True)
 
 
 def quiet_libraries() -> None:
     """Keep the libraries' own chatter and bars off stderr; call it before anything imports them."""
-    # Read when datasets is imported, which only a data set on the Hub needs.
+    # Read when datasets is imported.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "0" if is_interactive() else "1")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     if not is_interactive():
         # transformers shows some bars whatever its settings say; tqdm reads this when it is imported.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    # bitsandbytes, which peft imports where it is installed, misses an optional kernel.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import huggingface_hub.utils
     import transformers
 

@@ -18,7 +18,7 @@ import torch
 from eabf_cli.cli import main as app
 from eabf_cli.core.architectures import SUPPORTED_MODEL_TYPES
 from eabf_cli.core.checkpoint_format import needs_modeling_file
-from eabf_cli.core.finetuning import comparison_table
+from eabf_cli.core.finetune.run import comparison_table
 from eabf_cli.core.frequencies import choose_theta, critical_theta
 from eabf_cli.core.methods import METHODS, Method
 from eabf_cli.core.scaling_config import RopeScalingConfig

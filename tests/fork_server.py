@@ -6,6 +6,7 @@ moment, or read the peak memory of one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,14 @@ class ForkServer:
         kill_at: int | None = None,
         kill_where: str | None = None,
         signal_number: int = signal.SIGKILL,
+        refuse_where: str | None = None,
     ) -> Outcome:
         """Run `eabf ARGUMENTS` in `cwd`.
 
         Args:
             kill_at: send itself the signal just before its n-th change of the file system below `cwd`.
             kill_where: a regular expression that the changed path must contain to be counted.
+            refuse_where: the first change of a path that this finds fails as on a full disk.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -75,6 +78,7 @@ class ForkServer:
             "kill_at": kill_at,
             "kill_where": kill_where or "",
             "signal": int(signal_number),
+            "refuse_where": refuse_where,
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -88,6 +92,17 @@ class ForkServer:
 
 def _kill_before_change(number: int, where: str, below: str, signal_number: int) -> None:
     """Send this process a signal just before its n-th change of a file below a folder."""
+    _before_change(number, where, below, lambda: os.kill(os.getpid(), signal_number))
+
+
+def _refuse_change(where: str, below: str) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _before_change(1, where, below, refuse)
+
+
+def _before_change(number: int, where: str, below: str, act: Callable[[], None]) -> None:
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -103,7 +118,7 @@ def _kill_before_change(number: int, where: str, below: str, signal_number: int)
         if path.startswith(below) and re.search(where, path):
             seen += 1
             if seen == number:
-                os.kill(os.getpid(), signal_number)
+                act()
 
     sys.addaudithook(hook)
 
@@ -115,6 +130,8 @@ def _run_command(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     if request["kill_at"] is not None:
         _kill_before_change(request["kill_at"], request["kill_where"], request["cwd"], request["signal"])
+    if request["refuse_where"] is not None:
+        _refuse_change(request["refuse_where"], request["cwd"])
     sys.argv = ["eabf", *request["arguments"]]
     main(request["arguments"])
 
@@ -151,7 +168,7 @@ def _fork(request: dict[str, Any]) -> dict[str, Any]:
 def _serve() -> None:
     import torch
 
-    import eabf_cli.core.finetuning
+    import eabf_cli.core.finetune.run
     import eabf_cli.core.patch_checkpoint  # noqa: F401
 
     # The models are tiny, and threads would not survive a fork.

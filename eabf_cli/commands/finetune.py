@@ -7,42 +7,114 @@ from typing import Any, get_args
 import click
 
 from eabf_cli import options, output
-from eabf_cli.core.data import NUM_SAMPLES, DataConfig, TooLong
+from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooLong, TooShort
 from eabf_cli.core.demo import DEMO_DATASET
-from eabf_cli.core.recipe import Recipe
+from eabf_cli.core.finetune.recipe import OPTIMIZERS, PRESET_NAMES, Recipe
+from eabf_cli.core.finetune.settings import TUNING_NAMES, LoraSettings, RestorationConfig, TrainSettings
+from eabf_cli.core.processes import is_main_process
+
+data_options = options.bundle(
+    click.option(
+        "--dataset",
+        multiple=True,
+        metavar="DATA",
+        help="JSONL or Parquet (text, messages or conversations), text or PDF files, a folder of them, or a Hub "
+        f"dataset; repeatable.  [default: {DEMO_DATASET}]",
+    ),
+    click.option("--dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train]"),
+    click.option("--samples", type=int, default=NUM_SAMPLES, show_default=True, help="How many samples to train on."),
+    click.option(
+        "--too-long",
+        type=click.Choice(get_args(TooLong)),
+        default=DataConfig.too_long,
+        show_default=True,
+        help="What to do with samples longer than the target window.",
+    ),
+    click.option(
+        "--too-short",
+        type=click.Choice(get_args(TooShort)),
+        default=DataConfig.too_short,
+        show_default=True,
+        help="What to do with samples that the original window holds.",
+    ),
+    click.option("--pack", is_flag=True, help="Several short samples in one row, without attention across them."),
+    click.option(
+        "--pose", is_flag=True, help="Rows of the original window, with positions of the target window (PoSE)."
+    ),
+)
+recipe_options = options.bundle(
+    click.option(
+        "--preset",
+        type=click.Choice(PRESET_NAMES),
+        default="auto",
+        show_default=True,
+        help="Where the values below come from: scaled to the model's size, or as published.",
+    ),
+    click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the preset's]"),
+    click.option("--epochs", type=int, help=f"Passes over the samples.  [default: {Recipe.epochs}]"),
+    click.option(
+        "--batch-size", type=int, help="Samples per step, over all devices.  [default: 32; 4 below 100M parameters]"
+    ),
+    click.option(
+        "--micro-batch-size",
+        type=int,
+        default=TrainSettings.micro_batch_size,
+        show_default=True,
+        help="Samples per forward pass and device.",
+    ),
+    click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), help="[default: adamw]"),
+    click.option("--restore-weight", type=float, help="Weight of a loss that keeps short answers as they were."),
+    click.option(
+        "--restore-share",
+        type=float,
+        default=RestorationConfig.share,
+        show_default=True,
+        help="Part of the forward passes that have it.",
+    ),
+)
+tuning_options = options.bundle(
+    click.option(
+        "--tuning",
+        type=click.Choice(TUNING_NAMES),
+        default="auto",
+        show_default=True,
+        help="All weights, adapters, adapters on a 4-bit model, or the first of these that fits.",
+    ),
+    click.option("--lora-rank", type=int, default=LoraSettings.rank, show_default=True, help="Rank of the adapters."),
+    click.option("--lora-alpha", type=float, help="Scale of the adapters.  [default: twice the rank]"),
+    click.option("--train-embeddings", is_flag=True, help="Train the embeddings beside adapters and norms."),
+    click.option(
+        "--merge/--no-merge", default=True, show_default=True, help="Write merged weights, or only the adapter."
+    ),
+    click.option(
+        "--activation-checkpointing/--no-activation-checkpointing",
+        default=None,
+        help="Compute layers twice to save memory.  [default: for rows above 4,096 tokens or 50M parameters]",
+    ),
+)
+run_options = options.bundle(
+    click.option("--eval/--no-eval", "evaluated", default=True, show_default=True, help="Measure before and after."),
+    click.option("--lengths", type=options.IntegerList(), metavar="LIST", help="Lengths to measure at, in tokens."),
+    click.option(
+        "--control/--no-control",
+        default=False,
+        show_default=True,
+        help="Also train on the same samples cut to the original window.",
+    ),
+    click.option("--save-steps", type=int, help="A checkpoint every so many steps.  [default: five in a run]"),
+    click.option("--resume", is_flag=True, help="Go on with the unfinished run in -o."),
+    click.option("--report-to", multiple=True, metavar="NAME", help="tensorboard, wandb, trackio, ...; repeatable."),
+    click.option("--probe", is_flag=True, help="With --dry-run: make two real steps, and measure memory and time."),
+)
 
 
 @click.command()
 @options.model_options
 @options.method_options
-@click.option(
-    "--dataset",
-    multiple=True,
-    metavar="DATA",
-    help="JSONL (text, messages or conversations), text files, a folder of them, or a Hub dataset; repeatable.  "
-    f"[default: {DEMO_DATASET}]",
-)
-@click.option("--dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train]")
-@click.option("--samples", type=int, default=NUM_SAMPLES, show_default=True, help="How many samples to train on.")
-@click.option(
-    "--too-long",
-    type=click.Choice(get_args(TooLong)),
-    default=DataConfig.too_long,
-    show_default=True,
-    help="What to do with samples longer than the target window.",
-)
-@click.option("--learning-rate", type=float, help="Peak learning rate.  [default: by the model's size]")
-@click.option("--epochs", type=int, help=f"Passes over the samples.  [default: {Recipe.epochs}]")
-@click.option("--batch-size", type=int, help="Samples per step.  [default: 32; 4 below 100M parameters]")
-@click.option("--eval/--no-eval", "evaluated", default=True, show_default=True, help="Measure before and after.")
-@click.option("--lengths", type=options.IntegerList(), metavar="LIST", help="Lengths to measure at, in tokens.")
-@click.option(
-    "--control/--no-control",
-    default=False,
-    show_default=True,
-    help="Also train on the same samples cut to the original window.",
-)
-@click.option("--resume", is_flag=True, help="Go on with the unfinished run in -o.")
+@data_options
+@recipe_options
+@tuning_options
+@run_options
 @options.compute_options
 @options.output_options
 @options.common_options
@@ -57,42 +129,60 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
       eabf finetune --samples 100 --factor 4
       eabf finetune --samples 100 --factor 4 --control --json > result.json
       eabf finetune -m HuggingFaceTB/SmolLM2-135M --dataset chats.jsonl --factor 2 -o smollm2-16k
+      eabf finetune -m meta-llama/Llama-2-7b-chat-hf --dataset chats.jsonl --preset paper --dry-run
+      torchrun --nproc-per-node 8 -m eabf_cli finetune -m MODEL --dataset chats.jsonl -o extended
     """
     output.quiet_libraries()
     from eabf_cli.core.evaluation import EvalConfig
-    from eabf_cli.core.finetuning import FinetuneConfig, comparison_table
-    from eabf_cli.core.finetuning import finetune as run
+    from eabf_cli.core.finetune.run import FinetuneConfig, comparison_table
+    from eabf_cli.core.finetune.run import finetune as run
 
     request = options.method_request(values)
     lengths, evaluated, dataset = values.pop("lengths"), values.pop("evaluated"), values.pop("dataset")
-    evaluation = EvalConfig.quick(lengths=lengths, seed=values["seed"]) if evaluated else None
     config = FinetuneConfig(
         model=options.model_or_demo(model),
         request=request,
         dataset=(dataset if len(dataset) > 1 else dataset[0]) if dataset else DEMO_DATASET,
-        evaluation=evaluation,
+        evaluation=EvalConfig.quick(lengths=lengths, seed=values["seed"]) if evaluated else None,
+        lora=_lora_settings(values),
+        restoration=_restoration(values),
         show_progress=output.is_interactive(),
         **values,
     )
     if not dataset:
         output.status(f"No --dataset given: using the demo data {DEMO_DATASET}. Name your own with --dataset FILE.")
     result = run(config)
-    for message in result["notes"]:
+    if not is_main_process():
+        return
+    for message in (*result["notes"], *result["data_notes"]):
         output.warn(message)
     output.result(result, _text(result, comparison_table(result), config.dry_run), as_json=as_json)
 
 
+def _lora_settings(values: dict[str, Any]) -> LoraSettings:
+    rank, alpha = values.pop("lora_rank"), values.pop("lora_alpha")
+    return LoraSettings(
+        rank=rank,
+        alpha=2.0 * rank if alpha is None else alpha,
+        train_embeddings=values.pop("train_embeddings"),
+    )
+
+
+def _restoration(values: dict[str, Any]) -> RestorationConfig | None:
+    weight, share = values.pop("restore_weight"), values.pop("restore_share")
+    return None if weight is None else RestorationConfig(weight=weight, share=share)
+
+
 def _text(result: dict[str, Any], table: str, dry_run: bool) -> str:
-    tokens = result["tokens_per_sample"]
     lines = [
         f"{result['model']}: {result['method']}, window {result['original_max_position_embeddings']:,} -> "
         f"{result['max_position_embeddings']:,} tokens, rope_theta {result['rope_theta']:,.0f} "
         f"({result['theta_reason']})",
-        f"{result['num_samples']} samples of {tokens['min']:,} to {tokens['max']:,} tokens "
-        f"(median {tokens['median']:,}) from {result['dataset']}, {result['num_steps']} steps",
+        _data_text(result),
+        f"tuning {result['tuning']} ({result['tuning_reason']})",
     ]
     if dry_run:
-        return "\n".join([*lines, f"Would be written to {result['output']} (--dry-run)."])
+        return "\n".join([*lines, *_plan_text(result)])
     lines.append(
         f"loss {result['train_loss'][0]:.3f} -> {result['train_loss'][-1]:.3f}, "
         f"{result['tokens_per_s']:,.0f} tokens/s, {result['wall_s']:.0f} s in all, "
@@ -100,4 +190,50 @@ def _text(result: dict[str, Any], table: str, dry_run: bool) -> str:
     )
     if table:
         lines += ["", table, ""]
-    return "\n".join([*lines, f"Written to {result['output']}"])
+    return "\n".join([*lines, f"Written to {result['output']}", *_next_commands(result)])
+
+
+def _data_text(result: dict[str, Any]) -> str:
+    tokens = result["tokens_per_sample"]
+    rows = f" in {result['num_rows']} rows" if result["num_rows"] != result["num_samples"] else ""
+    return (
+        f"{result['num_samples']} samples of {tokens['min']:,} to {tokens['max']:,} tokens "
+        f"(median {tokens['median']:,}) from {result['dataset']}{rows}, {result['num_steps']} steps"
+    )
+
+
+def _plan_text(result: dict[str, Any]) -> list[str]:
+    """The lines that only a dry run has."""
+    from eabf_cli.core.finetune.memory_plan import format_plan
+
+    recipe = result["recipe"]
+    lines = [
+        f"{result['num_tokens']:,} tokens, learning rate {recipe['learning_rate']:g}, batches of "
+        f"{recipe['batch_size']}, {recipe['optimizer']}, "
+        f"layers {'computed twice' if result['settings']['activation_checkpointing'] else 'kept'}",
+        "",
+        "Tokens in a sample",
+        *(f"{bin['from']:>9,} to {bin['to']:>9,}  {bin['count']:>5}" for bin in result["length_histogram"]),
+        "",
+        format_plan(result["memory"]),
+        "",
+    ]
+    if "probe" in result:
+        probe = result["probe"]
+        lines += [
+            f"Measured in two steps at {probe['seq_len']:,} tokens: {probe['peak_memory_gib']:.2f} GiB, "
+            f"{probe['seconds_per_step']:.1f} s a step; training would take {probe['expected_s']:,.0f} s at most",
+            "",
+        ]
+    return [*lines, f"Would be written to {result['output']} (--dry-run)."]
+
+
+def _next_commands(result: dict[str, Any]) -> list[str]:
+    """What to do with the result, as far as there are commands for it."""
+    known = click.get_current_context().find_root().command
+    commands = {
+        "eval": f"eabf eval -m {result['output']}",
+        "summarize": f"eabf summarize -m {result['output']} paper.pdf",
+        "export": f"eabf export {result['output']} --to-hub OWNER/NAME",
+    }
+    return [f"Next: {line}" for name, line in commands.items() if name in getattr(known, "commands", {})]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.processes import local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +37,14 @@ def choose_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        # Of several processes on one machine each takes its own GPU.
+        device = (
+            f"cuda:{local_rank()}"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
@@ -47,3 +57,32 @@ def choose_device(device: str) -> torch.device:
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise InvalidConfigError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N, mps")
     return chosen
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are done in hardware there; elsewhere they are slower than float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        with contextlib.suppress(AttributeError):
+            capabilities = torch.cpu.get_capabilities()
+            return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest memory of this process so far: on the GPU if it ran there, else resident."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # What getrusage tells would begin with what the parent held when it started this process.
+        return next(int(line.split()[1]) / 2**20 for line in status.read_text().splitlines() if "VmHWM" in line)
+    import resource
+
+    # macOS counts bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30

@@ -27,3 +27,7 @@ class DataError(EabfError):
 
 class OutputExistsError(EabfError):
     """The target of a write exists and may not be replaced."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A run was asked to stop; the message says what was saved and how to go on."""

@@ -59,10 +59,10 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             for path in [*partial.rglob("*"), partial]:
-                _fsync(path)
+                fsync(path)
             _move_into_place(partial, target)
             _remove_abandoned(target, "replaced")
-            _fsync(target.parent)
+            fsync(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
@@ -144,7 +144,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -173,5 +173,5 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object atomically, keys in the order given."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _fsync(partial)
+    fsync(partial)
     os.replace(partial, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 8
 
 
+QUICK = ("--no-eval", "--json")
+
+
 @pytest.fixture
 def arguments(tiny_llama_folder: Path, texts_file: Path) -> list[Any]:
+    return all_arguments(tiny_llama_folder, texts_file)
+
+
+def all_arguments(model: Path, texts_file: Path) -> list[Any]:
     """Everything but the output: 8 samples in batches of 2, two epochs."""
     options = {
-        "-m": tiny_llama_folder,
+        "-m": model,
         "--dataset": texts_file,
         "--samples": 8,
         "--batch-size": 2,
@@ -98,46 +106,99 @@ def test_resume_finds_the_run_by_its_default_name(eabf: Eabf, arguments: list[An
     assert printed(resumed)["train_loss"] == value["train_loss"]
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
-    fork_server: ForkServer, arguments: list[Any], workdir: Path
-) -> None:
-    quick = [*arguments, "--no-eval", "--json"]
-    whole = fork_server.run([*quick, "-o", "whole"], cwd=workdir)
-    assert whole.returncode == 0, whole.stderr
+@pytest.fixture(scope="module")
+def uninterrupted(
+    fork_server: ForkServer, tiny_llama_folder: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    outcome = fork_server.run([*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run"], cwd=folder)
+    assert outcome.returncode == 0, outcome.stderr
+    return folder / "run"
 
-    # While the fourth checkpoint is written: what is there of it must not be used.
-    killed = fork_server.run(
-        [*quick, "-o", "run"], cwd=workdir, kill_at=1, kill_where=r"run/checkpoint-4/trainer_state\.json"
-    )
-    assert killed.was_killed
-    run = workdir / "run"
-    assert (run / "checkpoint-4").is_dir()
-    assert not (run / "eabf_run.json").exists()
 
-    refused = fork_server.run([*quick, "-o", "run"], cwd=workdir)
-    assert refused.returncode == 1
-    assert [part for part in ("not finished", "--resume", "--overwrite") if part not in refused.stderr] == []
-    changed = fork_server.run([*quick, "-o", "run", "--resume", "--epochs", 3, "--learning-rate", 0.001], cwd=workdir)
-    assert changed.returncode == 1
-    assert [part for part in ("epochs None -> 3", "0.003 -> 0.001") if part not in changed.stderr] == []
-
-    # Killed once more, when all is written but the file that says so.
-    again = fork_server.run(
-        [*quick, "-o", "run", "--resume"], cwd=workdir, kill_at=1, kill_where=r"run/\.eabf_run\.json"
-    )
-    assert again.was_killed
-    assert "checkpoint-3" in again.stderr
-    resumed = fork_server.run([*quick, "-o", "run", "--resume"], cwd=workdir)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "checkpoint-8" in resumed.stderr
-
-    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in (workdir / "whole").iterdir())
-    expected, found = json.loads(whole.stdout), json.loads(resumed.stdout)
-    assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
-    # The killed run had written its fourth step already.
+def assert_same_run(run: Path, expected: Path) -> None:
+    """The same files, losses and steps, and the same weights to the bit."""
+    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in expected.iterdir())
+    records = [json.loads((folder / "eabf_run.json").read_text()) for folder in (run, expected)]
+    assert records[0]["train_loss"] == records[1]["train_loss"]
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
     weights = load_file(run / "model.safetensors")
-    for name, weight in load_file(workdir / "whole" / "model.safetensors").items():
-        torch.testing.assert_close(weights[name], weight, atol=1e-7, rtol=1e-6)
+    for name, weight in load_file(expected / "model.safetensors").items():
+        assert torch.equal(weights[name], weight), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "number", "resumes_from"),
+    [
+        (r"run/metrics\.jsonl", 1, "its beginning"),
+        (r"run/metrics\.jsonl", 4, "checkpoint-2"),
+        (r"run/checkpoint-4/.*config\.json", 1, "checkpoint-3"),
+        (r"run/checkpoint-4/trainer_state\.json", 1, "checkpoint-3"),
+        (r"run/checkpoint-4/\.eabf_manifest", 1, "checkpoint-3"),
+        (r"run/checkpoint-1$", 3, "checkpoint-3"),  # made, and later taken away to make room for the fourth
+        (r"run/\.eabf_run\.json", 1, "checkpoint-8"),
+    ],
+)
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
+    where: str,
+    number: int,
+    resumes_from: str,
+    fork_server: ForkServer,
+    arguments: list[Any],
+    workdir: Path,
+    uninterrupted: Path,
+) -> None:
+    command = [*arguments, *QUICK, "-o", "run"]
+    killed = fork_server.run(command, cwd=workdir, kill_at=number, kill_where=where)
+    assert killed.was_killed
+    assert not (workdir / "run" / "eabf_run.json").exists()
+    resumed = fork_server.run([*command, "--resume"], cwd=workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumes_from in resumed.stderr
+    assert_same_run(workdir / "run", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_says_how_to_go_on_and_does(
+    number: signal.Signals, fork_server: ForkServer, arguments: list[Any], workdir: Path, uninterrupted: Path
+) -> None:
+    command = [*arguments, *QUICK, "-o", "run", "--save-steps", 100]
+    stopped = fork_server.run(command, cwd=workdir, kill_at=1, kill_where=r"run/metrics\.jsonl", signal_number=number)
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stdout == ""
+    last = stopped.stderr.splitlines()[-1]
+    assert [part for part in ("Interrupted", "with a checkpoint", "--resume -o run") if part not in last] == []
+    assert "Traceback" not in stopped.stderr
+
+    refused = fork_server.run(command, cwd=workdir)
+    assert refused.returncode == 1
+    assert [part for part in ("not finished", "--resume", "--overwrite") if part not in refused.stderr] == []
+    changed = fork_server.run([*command, "--resume", "--epochs", 3, "--learning-rate", 0.001], cwd=workdir)
+    assert changed.returncode == 1
+    assert [part for part in ("epochs None -> 3", "0.003 -> 0.001") if part not in changed.stderr] == []
+
+    # How often it saves is no part of what it trains.
+    resumed = fork_server.run([*command, "--resume", "--save-steps", 2], cwd=workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-1" in resumed.stderr
+    assert_same_run(workdir / "run", uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    fork_server: ForkServer, arguments: list[Any], workdir: Path, uninterrupted: Path
+) -> None:
+    command = [*arguments, *QUICK, "-o", "run"]
+    # A file of the second checkpoint is refused by the system, as on a full disk.
+    full = fork_server.run(command, cwd=workdir, refuse_where=r"run/checkpoint-2/trainer_state\.json")
+    assert full.returncode == 1
+    assert "no space left for run" in full.stderr
+    assert "Traceback" not in full.stderr
+    resumed = fork_server.run([*command, "--resume"], cwd=workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-1" in resumed.stderr
+    assert_same_run(workdir / "run", uninterrupted)

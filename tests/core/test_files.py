@@ -171,7 +171,7 @@ def test_json_is_written_atomically_and_read_back(tmp_path: Path, monkeypatch: p
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "_fsync", interrupted)
+    monkeypatch.setattr(files, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_json(path, {"new": 1})
     assert read_json(path) == {"b": "θ", "a": [1]}

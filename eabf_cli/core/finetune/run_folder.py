@@ -10,15 +10,17 @@ from typing import Any
 
 from eabf_cli.core.errors import CheckpointError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.files import check_target, read_json, write_json
-from eabf_cli.core.finetune_plan import FinetuneConfig, FinetunePlan, FinetuneTarget
+from eabf_cli.core.finetune.manifest import newest_whole_checkpoint, remove_checkpoints_after, step_of
+from eabf_cli.core.finetune.plan import FinetuneConfig, FinetunePlan, FinetuneTarget
+from eabf_cli.core.processes import is_main_process, wait_for_everyone
 from eabf_cli.core.run_record import RUN_FILE, read_run_record
-from eabf_cli.core.training import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "eabf_settings.json"
+_MEASURED_FILE = "eabf_measured_{}.json"
 # Settings that a resumed run may change: they do not touch the weights.
-_FREE_SETTINGS = ("overwrite", "resume", "output", "show_progress", "dry_run")
+_FREE_SETTINGS = ("overwrite", "resume", "output", "show_progress", "dry_run", "probe", "save_steps", "report_to")
 
 
 def run_settings(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any]:
@@ -26,6 +28,8 @@ def run_settings(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any]:
     given = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
     given["dataset"] = str(config.dataset)
     settings = given | {
+        # What "auto" came to: with other memory left it might come to something else.
+        "tuning": plan.tuning,
         "recipe": asdict(plan.recipe),
         "scaling": plan.resolution.scaling.to_dict(),
         "data_hash": plan.samples.data_hash,
@@ -77,25 +81,54 @@ def check_folder(config: FinetuneConfig, target: FinetuneTarget) -> None:
 
 
 def open_folder(config: FinetuneConfig, plan: FinetunePlan) -> Path | None:
-    """Make or reopen the run's folder.
+    """Make or reopen the run's folder; of several processes the main one does, and the others wait for it.
 
     Returns:
         the checkpoint to go on from, or None for a start.
+
+    Raises:
+        InvalidConfigError: the run was started with other settings.
     """
-    settings = run_settings(config, plan)
-    if not config.resume:
-        shutil.rmtree(plan.folder, ignore_errors=True)
-        plan.folder.mkdir(parents=True)
-        write_json(plan.folder / SETTINGS_FILE, settings)
-        return None
-    before = read_json(plan.folder / SETTINGS_FILE)
+    if is_main_process():
+        if config.resume:
+            _reopen(plan.folder, run_settings(config, plan))
+        else:
+            shutil.rmtree(plan.folder, ignore_errors=True)
+            plan.folder.mkdir(parents=True)
+            write_json(plan.folder / SETTINGS_FILE, run_settings(config, plan))
+    wait_for_everyone()
+    return newest_whole_checkpoint(plan.folder) if config.resume else None
+
+
+def _reopen(folder: Path, settings: dict[str, Any]) -> None:
+    before = read_json(folder / SETTINGS_FILE)
     changed = [name for name in settings if settings[name] != before.get(name)]
     if changed:
         lines = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
         raise InvalidConfigError(
-            f"run {plan.folder} was started with other settings: {lines}; give the same ones, "
+            f"run {folder} was started with other settings: {lines}; give the same ones, "
             "or start anew in another folder"
         )
-    checkpoint = newest_checkpoint(plan.folder)
-    logger.info("Resuming %s from %s", plan.folder, checkpoint.name if checkpoint else "its beginning")
-    return checkpoint
+    checkpoint = newest_whole_checkpoint(folder)
+    remove_checkpoints_after(folder, step_of(checkpoint) if checkpoint else 0)
+    logger.info("Resuming %s from %s", folder, checkpoint.name if checkpoint else "its beginning")
+
+
+# ---- What was measured before an interruption --------------------------------------------------------
+
+
+def kept_measurement(folder: Path, name: str) -> dict[str, Any] | None:
+    """What an interrupted run measured under this name, if it came to it."""
+    path = folder / _MEASURED_FILE.format(name)
+    return read_json(path) if path.is_file() else None
+
+
+def keep_measurement(folder: Path, name: str, measured: dict[str, Any]) -> None:
+    """Keep a measurement for the case that the run is interrupted."""
+    write_json(folder / _MEASURED_FILE.format(name), measured)
+
+
+def forget_measurements(folder: Path) -> None:
+    """Remove what was kept: it is in the finished run's record."""
+    for path in folder.glob(_MEASURED_FILE.format("*")):
+        path.unlink()

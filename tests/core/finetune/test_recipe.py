@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.recipe import Recipe, recipe_for, scaled_learning_rate
+from eabf_cli.core.finetune.recipe import Recipe, recipe_for, scaled_learning_rate
 
 
 def test_the_paper_s_100_samples_are_6_steps() -> None:

@@ -15,11 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eabf_cli.core.checkpoint import load_model
-from eabf_cli.core.control import cut_samples
-from eabf_cli.core.data import IGNORE_INDEX, DataConfig, Sample, SampleSet, load_samples
+from eabf_cli.core.data.samples import IGNORE_INDEX, DataConfig, Sample, SampleSet, load_samples
 from eabf_cli.core.errors import CheckpointError, DataError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.evaluation import EvalConfig, evaluate
-from eabf_cli.core.finetuning import FinetuneConfig, comparison_table, finetune
+from eabf_cli.core.finetune.control import cut_samples
+from eabf_cli.core.finetune.run import FinetuneConfig, comparison_table, finetune
+from eabf_cli.core.finetune.settings import RestorationConfig
 from eabf_cli.core.patch_checkpoint import MethodRequest
 from eabf_cli.core.patching import apply_method, describe_patch
 from eabf_cli.core.scaling_config import RopeScalingConfig
@@ -124,6 +125,7 @@ def test_the_final_folder_is_a_checkpoint_of_the_design(
         "eabf_run.json",
         "eabf_settings.json",
         "generation_config.json",
+        "loss.png",
         "metrics.jsonl",
         "model.safetensors",
         "modeling_eabf.py",
@@ -191,6 +193,92 @@ def test_a_dry_run_plans_the_same_and_writes_nothing(
     for name in ("num_steps", "num_samples", "num_tokens", "tokens_per_sample", "data_hash", "recipe", "rope_theta"):
         assert planned[name] == finished[0][name], name
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_needs_no_weights_and_may_not_fit(
+    config: FinetuneConfig, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "no-weights"
+    folder.mkdir()
+    for path in model_folder.iterdir():
+        if path.suffix == ".json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr("eabf_cli.core.finetune.plan.available_memory", lambda _: 1000)
+    planned = finetune(replace(config, model=str(folder), dry_run=True))
+    assert planned["memory"]["fits"] == []
+    assert "no tuning fits" in planned["tuning_reason"]
+    assert sum(entry["count"] for entry in planned["length_histogram"]) == 8
+    parts = ("weights", "gradients", "optimizer", "activations", "working_set", "loss", "overhead")
+    for tuning in ("full", "lora", "qlora"):
+        estimate = planned["memory"]["tunings"][tuning]
+        assert sum(estimate[f"{part}_gib"] for part in parts) == pytest.approx(estimate["total_gib"], abs=0.01)
+    with pytest.raises(InvalidConfigError, match="no tuning fits"):
+        finetune(replace(config, output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_measures_two_steps_and_writes_nothing(config: FinetuneConfig, tmp_path: Path) -> None:
+    planned = finetune(replace(config, output=tmp_path / "run", dry_run=True, probe=True))
+    assert planned["probe"]["seq_len"] == planned["tokens_per_sample"]["max"]
+    assert planned["probe"]["expected_s"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- What is trained -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_adapters_are_merged_and_kept(tuning: str, config: FinetuneConfig, tmp_path: Path) -> None:
+    if tuning == "qlora":
+        pytest.importorskip("bitsandbytes")
+    run = replace(config, output=tmp_path / "run", tuning=tuning, evaluation=MEASURED, learning_rate=1e-2)
+    result = finetune(run)
+    assert result["tuning"] == tuning
+    assert result["train_loss"][-1] < result["train_loss"][0] - 0.3
+    merged = load_model(tmp_path / "run", dtype="float32")
+    assert describe_patch(merged).max_position_embeddings == TARGET  # type: ignore[union-attr]
+    # What is measured is what is saved, and what the adapter alone gives.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    found = evaluate(load_model(tmp_path / "run"), tokenizer, MEASURED)["perplexity"]
+    for told, entry in zip(result["after"]["perplexity"], found, strict=True):
+        assert told["perplexity"] == pytest.approx(entry["perplexity"], rel=2e-2)
+    alone = load_model(tmp_path / "run" / "adapter")
+    assert (logits(alone) - logits(load_model(tmp_path / "run"))).abs().max() < 1e-2
+
+
+def test_an_adapter_can_be_left_alone(config: FinetuneConfig, tmp_path: Path) -> None:
+    finetune(replace(config, output=tmp_path / "run", tuning="lora", merge=False))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "adapter" in names
+    assert not names & {"config.json", "model.safetensors"}
+    model = load_model(tmp_path / "run")
+    assert describe_patch(model).max_position_embeddings == TARGET  # type: ignore[union-attr]
+
+
+def test_packed_rows_hold_all_samples_and_skipped_positions_short_rows(
+    config: FinetuneConfig, texts_file: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.jsonl"
+    lines = [json.dumps({"text": f"{number} " + "the sun was warm and the sea was calm " * 2}) for number in range(16)]
+    short.write_text("\n".join(lines))
+    packed = finetune(
+        replace(config, output=tmp_path / "packed", dataset=str(short), samples=16, batch_size=8, pack=True)
+    )
+    assert packed["num_samples"] == 16
+    assert packed["num_rows"] < 8
+    assert packed["train_loss"][-1] < packed["train_loss"][0]
+    skipped = finetune(replace(config, output=tmp_path / "pose", pose=True))
+    # As many steps, and about as many tokens, as whole samples have.
+    assert skipped["num_steps"] == STEPS
+    assert skipped["memory"]["seq_len"] == WINDOW
+    assert skipped["train_loss"][-1] < skipped["train_loss"][0]
+
+
+def test_the_original_model_s_predictions_can_be_kept(config: FinetuneConfig, tmp_path: Path) -> None:
+    result = finetune(replace(config, output=tmp_path / "run", restoration=RestorationConfig(share=1.0)))
+    assert result["train_loss"][-1] < result["train_loss"][0]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["restoration_loss"] > 0 for line in lines)
 
 
 # ---- A run's folder ------------------------------------------------------------------------------
@@ -261,6 +349,10 @@ def test_overwriting_a_run_never_removes_its_sources(
         ({"request": MethodRequest(factor=2)}, DataError, "more than max_length 128"),
         ({"request": MethodRequest(unscaled_layers=(0, 1, 2))}, Exception, "exempts every layer"),
         ({"dtype": "fp8"}, InvalidConfigError, "fp8"),
+        ({"report_to": ("notebook-of-mine",)}, InvalidConfigError, "notebook-of-mine.*not installed or not known"),
+        ({"preset": "paper", "learning_rate": 2.0}, InvalidConfigError, "learning rate.*2.0"),
+        ({"preset": "paper", "batch_size": None}, InvalidConfigError, "batch size 32 is larger than the 8 samples"),
+        ({"micro_batch_size": 3}, InvalidConfigError, "micro-batches of 3.*multiple of 3"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_folder_is_made(
@@ -307,6 +399,6 @@ def test_a_disk_that_fills_up_while_training_is_an_explained_error(
     def is_full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("eabf_cli.core.finetuning.train", is_full)
+    monkeypatch.setattr("eabf_cli.core.finetune.run.train", is_full)
     with pytest.raises(CheckpointError, match="no space left for"):
         finetune(replace(config, output=tmp_path / "out"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eabf_cli.core.data import IGNORE_INDEX, Sample, SampleSet
+from eabf_cli.core.data.sample_set import IGNORE_INDEX, Sample, SampleSet
 
 
 def cut_samples(samples: SampleSet, window: int, bos_token_id: int | None) -> SampleSet:
@@ -24,7 +24,9 @@ def cut_samples(samples: SampleSet, window: int, bos_token_id: int | None) -> Sa
         for begin in range(0, len(ids), size):
             start = [sample.input_ids[0]] if has_bos else []
             piece = Sample(
-                start + ids[begin : begin + size], [IGNORE_INDEX] * len(start) + labels[begin : begin + size]
+                start + ids[begin : begin + size],
+                [IGNORE_INDEX] * len(start) + labels[begin : begin + size],
+                origin=sample.origin,
             )
             if any(label != IGNORE_INDEX for label in piece.labels[1:]):
                 pieces.append(piece)
