@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from eabf_cli.core.data.records import open_records
+from eabf_cli.core.data.tokenization import encode_text
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import DataError, InvalidConfigError
 from eabf_cli.core.evals.language_modeling import (
@@ -31,8 +33,6 @@ from eabf_cli.core.evals.retrieval import (
 )
 from eabf_cli.core.evals.rows import Row, merge_rows
 from eabf_cli.core.frequencies import doublings
-from eabf_cli.core.records import open_records
-from eabf_cli.core.tokenization import encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,6 +128,7 @@ def evaluate(
     Raises:
         DataError: no document to measure on.
     """
+    from eabf_cli.core.architectures import follows_length
     from eabf_cli.core.evals.scoring import score_rows
     from eabf_cli.core.patching import describe_patch
 
@@ -141,7 +142,7 @@ def evaluate(
     lengths = sorted(set(config.lengths or default_lengths(window, target_window)))
 
     plan = _Plan(config, tokenizer, lengths)
-    rows = merge_rows(plan.make_rows())
+    rows = merge_rows(plan.make_rows(), share_prefixes=not follows_length(model.config.get_text_config()))
     scores = score_rows(model, rows, batch_tokens=config.batch_tokens, progress=progress)
 
     retrieval = retrieval_result(scores, lengths)

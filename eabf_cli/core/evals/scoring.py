@@ -57,14 +57,17 @@ def score_rows(
 
 
 def _score_batch(model: PreTrainedModel, batch: Sequence[Row], device: torch.device, scores: Scores) -> None:
-    length, num_kept = len(batch[0].input_ids), _num_logits(batch)
     input_ids = torch.tensor([row.input_ids for row in batch], device=device)  # (batch, length)
-    # Logits of the last num_kept positions; position p predicts token p + 1.
-    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=num_kept).logits
-    skipped = length - num_kept
+    positions = _predicting_positions(batch[0])
+    logits = model(
+        input_ids=input_ids, use_cache=False, logits_to_keep=torch.tensor(positions, device=device)
+    ).logits  # (batch, positions, vocabulary)
+    index_of = {position: index for index, position in enumerate(positions)}
     for index, row in enumerate(batch):
         for target in row.targets:
-            predictions = logits[index, target.start - 1 - skipped : target.end - 1 - skipped].float()
+            # Position p predicts token p + 1; the positions of a target lie side by side.
+            first = index_of[target.start - 1]
+            predictions = logits[index, first : first + target.end - target.start].float()
             tokens = input_ids[index, target.start : target.end]
             nll = cross_entropy(predictions, tokens, reduction="none")
             is_argmax = predictions.argmax(-1) == tokens
@@ -73,16 +76,16 @@ def _score_batch(model: PreTrainedModel, batch: Sequence[Row], device: torch.dev
 
 def _batches(rows: Sequence[Row], batch_tokens: int, vocab_size: int) -> Iterator[list[Row]]:
     """Consecutive rows of one length that need logits at the same positions, so far as they fit together."""
-    for (length, num_kept), group in groupby(rows, key=lambda row: (len(row.input_ids), _num_logits([row]))):
+    for (length, positions), group in groupby(rows, key=lambda row: (len(row.input_ids), _predicting_positions(row))):
         members = list(group)
-        size = max(1, min(batch_tokens // length, _MAX_LOGITS // (num_kept * vocab_size)))
+        size = max(1, min(batch_tokens // length, _MAX_LOGITS // (len(positions) * vocab_size)))
         for start in range(0, len(members), size):
             yield members[start : start + size]
 
 
-def _num_logits(rows: Sequence[Row]) -> int:
-    """How many of the last positions are needed to predict all targets of rows of one length."""
-    return len(rows[0].input_ids) + 1 - min(target.start for row in rows for target in row.targets)
+def _predicting_positions(row: Row) -> tuple[int, ...]:
+    """The positions whose logits predict a token of a target, in order."""
+    return tuple(sorted({position for target in row.targets for position in range(target.start - 1, target.end - 1)}))
 
 
 def _forget_longer_calls(model: PreTrainedModel, rows: Sequence[Row], device: torch.device) -> None:
