@@ -126,23 +126,25 @@ language: en
 Long text for extending and measuring `eabf-tiny`: JSON Lines with one `{"text": ...}` a line.
 
 - `train.jsonl`: 240 samples of 1,900 to 2,047 tokens (of `eabf-tiny`'s tokenizer, BOS not counted), all
-  different passages. About three fifths are plain text. In the others, later parts depend on earlier ones: facts are
-  stated (in 2,000 tokens, 3 to 5 kinds of fact, several of them for more than one person) and asked for
+  different passages. About two thirds are plain text. In the others, later parts depend on earlier ones: facts
+  are stated (in 2,000 tokens, 3 to 5 kinds of fact, several of them for more than one person) and asked for
   further on, half of the time at the very end; or passages and series of random words occur a second time.
-  Every fifth of the fact samples has a monotonous refrain in place of literature.
-- `heldout.jsonl`: 26 documents of at least 4,350 tokens, plain text.
+  Every fifth of the fact samples has a monotonous refrain in place of the text.
+- `heldout.jsonl`: 33 documents of at least 4,350 tokens, plain text, the three sources in turns: 13 of Austen, 13 of
+  the Bible, 7 of SQLite's documentation.
 
 ## What it leaves out
 
 The wordings it asks with are the templates marked `train` in `eabf_cli/core/needles.py`. The standard passkey
 prompt, its filler sentences and the templates marked `heldout`, which evaluations ask, are not in it. The
-documents are the last 5 % of each source, which `eabf-tiny` was not trained on either. A sample that has 13
-words in a row in common with a document was dropped (the Bible repeats itself). A test checks all of this.
+documents are the last 5 % of each source, which `eabf-tiny` was not trained on either; three of SQLite's, which repeat
+pages of the training part, were left out (more than 2 % of their runs of 13 words). A sample that has 13 words in a row
+in common with a document was dropped (the Bible repeats itself). A test checks the samples.
 
 ## Sources and licence
 
-The text is Jane Austen's six novels (Debian package r-cran-janeaustenr) and the King James Bible (bible-kjv),
-both public domain; line breaks within paragraphs, verse numbers and page furniture are taken out. The planted
-sentences and the selection are this project's, under Apache-2.0. Built by
+The text is Jane Austen's six novels (Debian package r-cran-janeaustenr), the King James Bible (bible-kjv) and SQLite's
+documentation (sqlite3-doc), all public domain; line breaks within paragraphs, verse numbers and page furniture are
+taken out. The planted sentences and the selection are this project's, under Apache-2.0. Built by
 `scripts/train_demo_model.py data`; figures on a model trained with it are of use for this demo only.
 """

@@ -10,21 +10,17 @@ A variant's result is a JSON file of its own, so that an interrupted series goes
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from demo_series import EVALUATION, results_table, run_missing, train_and_measure
 from transformers import set_seed
 
 from eabf_cli import RopeScalingConfig, apply_method, load_model, load_tokenizer
-from eabf_cli.core.data import DataConfig, SampleCollator, load_samples
-from eabf_cli.core.evaluation import EvalConfig, evaluate
-from eabf_cli.core.files import write_json
-from eabf_cli.core.recipe import recipe_for
-from eabf_cli.core.training import train
-
-EVALUATION = EvalConfig.quick(lengths=(512, 2048, 4096), num_documents=24)
+from eabf_cli.core.data.samples import DataConfig, SampleCollator, load_samples
+from eabf_cli.core.evaluation import evaluate
+from eabf_cli.core.finetune.recipe import recipe_for
 
 # name -> (method and its numbers, recipe changes)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -50,57 +46,16 @@ def run_variant(
     model = load_model(model_name, dtype="float32")
     report = apply_method(model, RopeScalingConfig(**({"method": "eabf", "factor": 4.0} | method)))
     recipe = recipe_for(model.num_parameters(), len(samples), **changes)
-    with tempfile.TemporaryDirectory() as folder:
-        training = train(
-            model,
-            samples,
-            recipe,
-            folder=Path(folder),
-            collator=SampleCollator.from_tokenizer(tokenizer),
-            seed=seed,
-            mixed_precision=False,
-            keep_checkpoints=False,
-        )
+    collator = SampleCollator.from_tokenizer(tokenizer)
     return {
         "rope_theta": report.rope_theta,
-        "train_loss": training["train_loss"],
-        "train_s": training["wall_s"],
-        "after": evaluate(model, tokenizer, EVALUATION),
+        **train_and_measure(model, tokenizer, samples, recipe, collator=collator, seed=seed, evaluation=EVALUATION),
     }
 
 
-def table(folder: Path) -> str:
-    """The variants that were run, as a markdown table."""
-    lines = [
-        "| variant | perplexity 512 / 2,048 / 4,096 | loss, context 512 / 2,048 / 4,096 "
-        "| passkey 512 / 2,048 / 4,096 | unseen needles | repeated span |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in ["original", *VARIANTS]:
-        path = folder / _file_name(name)
-        if not path.is_file():
-            continue
-        after = json.loads(path.read_text())["after"]
-        cells = [
-            [f"{entry['perplexity']:.2f}" for entry in after["perplexity"]],
-            [f"{entry['nll']:.3f}" for entry in after["context_gain"]],
-            *([f"{_mean(after[key], length):.0%}" for length in after["lengths"]] for key in _RETRIEVAL),
-        ]
-        lines.append(f"| {name} | " + " | ".join(" / ".join(cell) for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-_RETRIEVAL = ("passkey", "needles", "repeated_span")
-
-
-def _mean(entries: list[dict[str, Any]], length: int) -> float:
-    found = [entry for entry in entries if entry["length"] == length]
-    num_trials = sum(entry["num_trials"] for entry in found)
-    return sum(entry["accuracy"] * entry["num_trials"] for entry in found) / num_trials
-
-
-def _file_name(variant: str) -> str:
-    return variant.replace(", ", "-").replace(" ", "-") + ".json"
+def measure_original(model_name: str) -> dict[str, Any]:
+    """Measure the model as it is."""
+    return {"after": evaluate(load_model(model_name, dtype="float32"), load_tokenizer(model_name), EVALUATION)}
 
 
 def main() -> None:
@@ -113,18 +68,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
-        original = arguments.folder / _file_name("original")
-        if not original.is_file():
-            model, tokenizer = load_model(arguments.model, dtype="float32"), load_tokenizer(arguments.model)
-            write_json(original, {"after": evaluate(model, tokenizer, EVALUATION)})
-        for name in arguments.only:
-            path = arguments.folder / _file_name(name)
-            if not path.is_file():
-                print(f"running {name}", flush=True)
-                write_json(path, run_variant(arguments.model, arguments.dataset, *VARIANTS[name], arguments.seed))
-    print(table(arguments.folder))
+        jobs = {
+            name: partial(run_variant, arguments.model, arguments.dataset, *VARIANTS[name], arguments.seed)
+            for name in arguments.only
+        }
+        run_missing(arguments.folder, {"original": partial(measure_original, arguments.model)} | jobs)
+    print(results_table(arguments.folder, ["original", *VARIANTS]))
 
 
 if __name__ == "__main__":
