@@ -546,7 +546,7 @@ _TOKENIZER_BYTES_PER_TOKEN = 700
 _HEAP_BLOCK = 32 * _MIB
 # Measured on models of 5 to 360 million weights (benchmarks/memory.py), in tensors of the MLP for each layer.
 # bitsandbytes makes more of them: its dequantised weights come and go as well.
-_HOLES_PER_LAYER = {"full": 0.45, "lora": 0.45, "qlora": 0.6}
+_HOLES_PER_LAYER = {"full": 0.45, "lora": 0.3, "qlora": 0.6}
 
 
 def _overhead(step: _Step, device_type: str) -> int:
