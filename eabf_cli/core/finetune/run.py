@@ -99,6 +99,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             with out_of_memory_explained(plan.memory_settings, choose_device(config.device)):
                 return _Run(config, plan).carry_out(resume_from)
         except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, TrainingInterrupted) and not is_main_process():
+                # The main process tells it; a launcher would end that one as soon as another fails.
+                return {}
             done = f"{interrupt}; " if str(interrupt) else ""
             raise TrainingInterrupted(f"{done}the same command with --resume -o {plan.folder} goes on") from None
         finally:
