@@ -198,7 +198,6 @@ class MemorySettings:
     micro_batch: int
     seq_len: int
     uses_pose: bool = False
-    num_processes: int = 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -192,15 +192,16 @@ class FinetunePlan(FinetuneTarget):
             micro_batch=self.settings.micro_batch_size,
             seq_len=self.rows.longest_row,
             uses_pose=isinstance(self.collator, PoseCollator),
-            num_processes=num_processes(),
         )
 
     @property
     def disk_bytes(self) -> int:
         """What the run's checkpoints and the final one need together."""
-        estimate = self.memory[self.tuning]
-        # Weights or adapters with their moments, one checkpoint more than are kept while the newest is written.
-        checkpoints = (NUM_KEPT_CHECKPOINTS + 1) * (estimate.gradients + estimate.optimizer)
+        # A checkpoint holds what is trained and AdamW's two moments of it, in float32 (of adapters, the moments tell
+        # how much that is); one more than are kept lies there while the newest is written.
+        whole = 12 * self.num_parameters
+        checkpoint = whole if self.tuning == "full" else 3 * self.memory[self.tuning].optimizer // 2
+        checkpoints = (NUM_KEPT_CHECKPOINTS + 1) * checkpoint
         return checkpoints + 4 * self.num_parameters
 
 
