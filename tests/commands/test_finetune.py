@@ -111,8 +111,12 @@ def uninterrupted(
     fork_server: ForkServer, tiny_llama_folder: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The folder of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    outcome = fork_server.run([*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run"], cwd=folder)
+    return run_alone(fork_server, all_arguments(tiny_llama_folder, texts_file), tmp_path_factory.mktemp("whole"))
+
+
+def run_alone(fork_server: ForkServer, arguments: list[Any], folder: Path) -> Path:
+    """Finetune in one process without a stop; the run's folder."""
+    outcome = fork_server.run([*arguments, *QUICK, "-o", "run"], cwd=folder)
     assert outcome.returncode == 0, outcome.stderr
     return folder / "run"
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.test_finetune import QUICK, all_arguments
+from tests.commands.test_finetune import QUICK, all_arguments, run_alone
 from tests.fork_server import ForkServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -42,10 +42,7 @@ def alone(
     fork_server: ForkServer, tiny_llama_folder: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A run in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    outcome = fork_server.run([*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run"], cwd=folder)
-    assert outcome.returncode == 0, outcome.stderr
-    return folder / "run"
+    return run_alone(fork_server, all_arguments(tiny_llama_folder, texts_file), tmp_path_factory.mktemp("alone"))
 
 
 def test_two_processes_train_what_one_does(
