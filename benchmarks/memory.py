@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
+from eabf_cli.core.allocator import keep_freed_memory
 from eabf_cli.core.checkpoint import load_tokenizer, read_config
 from eabf_cli.core.data.sample_set import Sample, SampleSet
 from eabf_cli.core.data.samples import SampleCollator
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--model", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
+        keep_freed_memory()
         print(json.dumps(measure(Row(**json.loads(given.row)), given.model)))
         return
     # Rows that are not measured again stay.

@@ -181,6 +181,19 @@ def model_or_demo(model: str | None) -> str:
     return model
 
 
+def prepare_process(device: str) -> None:
+    """What a command that computes does first.
+
+    Raises:
+        InvalidConfigError: an unknown device, or one that is not there.
+    """
+    from eabf_cli.core.allocator import keep_freed_memory
+    from eabf_cli.core.devices import choose_device
+
+    if choose_device(device).type == "cpu":
+        keep_freed_memory()
+
+
 def method_request(values: dict[str, Any]) -> Any:
     """Take the shared method options out of a command's values, as the core's `MethodRequest`."""
     from eabf_cli.core.patch_checkpoint import MethodRequest

@@ -133,6 +133,7 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
       torchrun --nproc-per-node 8 -m eabf_cli finetune -m MODEL --dataset chats.jsonl -o extended
     """
     output.quiet_libraries()
+    options.prepare_process(values["device"])
     from eabf_cli.core.evaluation import EvalConfig
     from eabf_cli.core.finetune.run import FinetuneConfig, comparison_table
     from eabf_cli.core.finetune.run import finetune as run

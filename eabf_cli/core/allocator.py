@@ -1,0 +1,36 @@
+"""Settings of the C library's allocator for tensors that come and go."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep memory that it frees, for its next tensors, instead of giving it back to the kernel.
+
+    A training step on a CPU frees and takes the same gigabytes at every layer, and the kernel clears each page that it
+    hands out anew (measured in docs/finetuning.md). It concerns the whole process and its later allocations, so
+    commands call it before anything large is loaded.
+
+    Returns:
+        whether it was done: not where the C library is another one, nor where the environment sets its allocator.
+    """
+    is_set = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if platform.libc_ver()[0] != "glibc" or is_set:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # One heap for all threads, out of which large blocks come too, and whose end is never cut off.
+    return all(
+        [
+            mallopt(_M_MMAP_MAX, 0),
+            mallopt(_M_TRIM_THRESHOLD, -1),
+            mallopt(_M_ARENA_MAX, 1),
+        ]
+    )
