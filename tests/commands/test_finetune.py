@@ -166,6 +166,25 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_a_killed_run_of_an_adapter_ends_with_the_same_adapter(
+    tuning: str, fork_server: ForkServer, arguments: list[Any], workdir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    command = [*arguments, "--tuning", tuning]
+    whole = run_alone(fork_server, command, tmp_path_factory.mktemp("whole"))
+    command += [*QUICK, "-o", "run"]
+    killed = fork_server.run(command, cwd=workdir, kill_at=1, kill_where=r"run/checkpoint-4/trainer_state\.json")
+    assert killed.was_killed
+    resumed = fork_server.run([*command, "--resume"], cwd=workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-3" in resumed.stderr
+    assert_same_run(workdir / "run", whole)
+    adapter = load_file(workdir / "run" / "adapter" / "adapter_model.safetensors")
+    for name, weight in load_file(whole / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(adapter[name], weight), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_says_how_to_go_on_and_does(
     number: signal.Signals, fork_server: ForkServer, arguments: list[Any], workdir: Path, uninterrupted: Path
