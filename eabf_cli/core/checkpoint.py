@@ -168,10 +168,10 @@ def load_weights(source: ModelSource, config: PretrainedConfig, **options: Any) 
     """
     if source.gguf_file is not None:
         result = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, **options)
-        # The weights are dequantised by now; what is left of the quantizer forbids to save them.
-        for owner, name in ((result.config, "quantization_config"), (result, "hf_quantizer")):
-            if hasattr(owner, name):
-                delattr(owner, name)
+        # The weights are dequantised by now; what is left of the quantizer forbids to save and to train them.
+        for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+            vars(result).pop(name, None)
+        vars(result.config).pop("quantization_config", None)
         return result
     source.weight_files()
     result, info = AutoModelForCausalLM.from_pretrained(

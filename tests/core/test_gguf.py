@@ -139,6 +139,18 @@ def test_a_gguf_file_is_patched_into_a_checkpoint(
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_gguf_file_is_finetuned(tuning: str, gguf_file: Path, texts_file: Path, eabf: Eabf, workdir: Path) -> None:
+    data = ["--dataset", texts_file, "--samples", "4", "--batch-size", "2", "--epochs", "1", "--no-eval"]
+    result = eabf("finetune", "-m", gguf_file, "-o", "run", "--tuning", tuning, "--rope-theta", "paper", *data)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    tuned = AutoModelForCausalLM.from_pretrained(workdir / "run", trust_remote_code=True, dtype=torch.float32)
+    untrained = load_model(gguf_file, dtype="float32")
+    apply_method(untrained, scaling_for("eabf"))
+    assert 0 < (logits(tuned) - logits(untrained)).abs().max() < 1
+    assert "quantization_config" not in read_config(workdir / "run")
+
+
 def test_a_gguf_dry_run_reads_no_weights(gguf_file: Path, eabf: Eabf, workdir: Path) -> None:
     result = eabf("patch", "-m", gguf_file, "--dry-run", "--json")
     assert result.exit_code == 0, (result.stderr, result.exception)
