@@ -141,6 +141,8 @@ def _span_events(rng: random.Random, others: list[list[str]]) -> list[tuple[floa
             span = " " + " ".join("".join(chapter[start : start + 3]).split()[:40])
         else:
             words = re.findall(r"[A-Za-z]+", "".join(chapter))
+            if not words:  # a list of dates, as manuals have
+                continue
             span = " " + " ".join(rng.choices(words, k=rng.randint(10, 25))) + "."
         place, repeat_place = _two_places(rng)
         events += [(place, span), (repeat_place, span)]
