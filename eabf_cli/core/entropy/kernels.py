@@ -79,7 +79,7 @@ def row_blocks(
             the logits, hidden where they are as low as their type goes.
     """
     batch, num_heads = query.shape[:2]
-    keys = key.float()
+    keys = _centred(key.float()) if rule.is_plain else key.float()
     num_rows = max(1, _BLOCK_LOGITS // (batch * num_heads * key.shape[2]))
     for start in range(0, len(rows), num_rows):
         block = slice(start, min(start + num_rows, len(rows)))
@@ -149,15 +149,22 @@ def causal_entropy(query: Tensor, key: Tensor, scale: float) -> Tensor:
         key: `(B, H / G, S, D)`.
 
     Returns:
-        `(B, H, S)` float32, NaN where a logit is NaN.
+        `(B, H, S)` float32, NaN where a logit is NaN, and perhaps at queries shortly before a key that is.
     """
-    query, key = query.float(), key.float()
-    # A vector taken off all keys takes the same number off all logits of a query, and leaves its distribution as it
-    # is. ln sum exp(s) and sum p s, whose difference is wanted, get as small as they can be, and so does its rounding.
-    key = key - key.mean(2, keepdim=True)
+    query, key = query.float(), _centred(key.float())
     kernel = getattr(torch.ops.aten, _FUSED_CPU)
     mean_key, log_total = kernel(query, key, key, 0.0, True, scale=scale)  # (B, H, S, D), (B, H, S)
     return (log_total - scale * mean_key.mul_(query).sum(-1)).clamp_(min=0.0)
+
+
+def _centred(key: Tensor) -> Tensor:
+    """The keys without their mean.
+
+    A vector taken off all keys takes the same number off all logits of a query, and leaves its distribution as it is.
+    Some models' keys have much in common (a bias), and so large logits that their differences are lost in rounding.
+    """
+    # A key that is not a number makes only the queries NaN that see it.
+    return key - key.nanmean(2, keepdim=True)
 
 
 def _logits(query: Tensor, keys: Tensor, rule: LogitRule) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,17 +76,26 @@ class Recorder:
         Raises:
             NotANumberError: an entropy is NaN; the message names layer, head and position.
         """
-        end = self.start + query.shape[2]
-        needs_rows = self.rows is not None
-        if self._is_everywhere and not needs_rows and can_fuse(query, key, mask, rule):
-            self.entropy[:, layer, :, self.start : end] = causal_entropy(query, key, rule.scale)
-            self.visible_keys[layer, self.start : end] = torch.arange(self.start, end, dtype=torch.int32) + 1
-            if self.scores is not None:
-                for indices, block in self._blocks(self._score_indices, query, key, mask, rule):
-                    self.scores.add(layer, indices, block, first_key=self._absolute(block, end, key))
-        else:
+        if not self._record_fused(layer, query, key, mask, rule):
             self._record_blocks(layer, query, key, mask, rule)
-        self._refuse_nan(layer, self.start, end)
+        self._refuse_nan(layer, self.start, self.start + query.shape[2])
+
+    def _record_fused(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, rule: LogitRule) -> bool:
+        """Measure all positions at once, if that can be done."""
+        if not self._is_everywhere or self.rows is not None or not can_fuse(query, key, mask, rule):
+            return False
+        entropy = causal_entropy(query, key, rule.scale)
+        if entropy.isnan().any():
+            # Where exactly, the other way tells.
+            return False
+        # It sees no cache, so this is the document's first chunk, or all of it.
+        end = self.start + query.shape[2]
+        self.entropy[:, layer, :, self.start : end] = entropy
+        self.visible_keys[layer, self.start : end] = torch.arange(self.start + 1, end + 1)
+        if self.scores is not None:
+            for indices, block in self._blocks(self._score_indices, query, key, mask, rule):
+                self.scores.add(layer, indices, block, first_key=block.first_key)
+        return True
 
     def _record_blocks(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, rule: LogitRule) -> None:
         offset = int((self._indices < self.start).sum())
@@ -102,7 +111,9 @@ class Recorder:
             if self.scores is not None and is_scored[places].any():
                 self.scores.add(layer, indices, block, first_key=first_key, chosen=is_scored[places])
 
-    def _blocks(self, indices: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, rule: LogitRule):  # type: ignore[no-untyped-def]
+    def _blocks(
+        self, indices: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, rule: LogitRule
+    ) -> Iterator[tuple[Tensor, RowBlock]]:
         """The asked queries of this chunk: their indices in the document, and their attention."""
         here = indices[(indices >= self.start) & (indices < self.start + query.shape[2])]
         for block in row_blocks(query, key, (here - self.start).to(query.device), mask, rule):
@@ -120,9 +131,15 @@ class Recorder:
             _, head, place = broken[0].tolist()
             position = int(self._indices[places][place]) + 1
             raise NotANumberError(
-                f"the attention of layer {layer}, head {head} is not a number at position {position:,} of {self._name}: "
-                "the weights are damaged, or the dtype is too narrow for them (try --dtype float32)"
+                f"the attention of layer {layer}, head {head} is not a number at position {position:,} of "
+                f"{self._name}: the weights are damaged, or the dtype is too narrow for them (try --dtype float32)"
             )
+
+
+def distance_edges(length: int) -> list[int]:
+    """Bounds of the distance buckets in a document: 0, 1, 2, 4, ... up to the power of two that holds the length."""
+    top = math.ceil(math.log2(max(2, length)))
+    return [0, *(2**power for power in range(top + 1))]
 
 
 class AttentionMass:
@@ -137,8 +154,7 @@ class AttentionMass:
     """
 
     def __init__(self, shape: MeasuredShape) -> None:
-        top = math.ceil(math.log2(max(2, shape.length)))
-        self.edges = [0, *(2**power for power in range(top + 1))]
+        self.edges = distance_edges(shape.length)
         self.num_queries = torch.zeros(shape.num_layers, dtype=torch.long)
         self.sink = torch.zeros(shape.num_layers, shape.num_heads, dtype=torch.float64)
         self.recent = torch.zeros_like(self.sink)
