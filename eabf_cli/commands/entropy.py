@@ -107,8 +107,10 @@ def entropy(model: str | None, as_json: bool, **values: Any) -> None:
 
 
 def _text(result: dict[str, Any]) -> str:
+    from eabf_cli.core.entropy.documents import count_documents
+
     lines = [
-        f"{_model_text(result)}; {result['num_documents']} documents of {result['length']:,} tokens "
+        f"{_model_text(result)}; {count_documents(result['num_documents'])} of {result['length']:,} tokens "
         f"from {result['dataset']}"
     ]
     if "memory" in result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,17 @@ def test_a_killed_measurement_goes_on_where_it_was(
     assert again.returncode == 0
     assert "finished already" in again.stderr
     assert json.loads(again.stdout) == expected
+
+
+def test_an_interrupt_says_how_to_go_on(fork_server: ForkServer, arguments: list[Any], workdir: Path) -> None:
+    command = [*arguments, "-o", "out"]
+    stopped = fork_server.run(command, cwd=workdir, kill_at=1, kill_where="model-000003", signal_number=signal.SIGINT)
+    assert stopped.returncode == 130
+    assert "Interrupted: 3 measurements are kept; go on with --resume -o out" in stopped.stderr
+    assert fork_server.run([*command, "--resume"], cwd=workdir).returncode == 0
+    early = fork_server.run([*arguments, "-o", "new/out"], cwd=workdir, kill_at=1, kill_where="model", signal_number=2)
+    assert early.returncode == 130
+    assert [path.name for path in workdir.iterdir()] == ["out"]
 
 
 @pytest.mark.slow

@@ -113,6 +113,8 @@ def suggest(
         `unscaled_layers` (None if the slopes do not tell), `rope_theta` (None if no method can be applied), `reason`.
     """
     unscaled, reason = _unscaled_layers(layers, window, length)
+    if any(layer.slope is not None and layer.slope_stderr is None for layer in layers):
+        reason += " (one document, whose noise is not known: measure several)"
     try:
         scaling = RopeScalingConfig(method="eabf", factor=factor, original_max_position_embeddings=window)
         resolution = resolve_scaling(config, scaling, rebase=True)

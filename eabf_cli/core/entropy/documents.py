@@ -128,11 +128,11 @@ def choose_documents(
             "Give a smaller --length, or longer documents with --text or --dataset"
         )
     if num_skipped:
-        notes.append(f"{num_skipped:,} documents are shorter than {length:,} tokens and were skipped")
+        notes.append(f"skipped for having fewer than {length:,} tokens: {count_documents(num_skipped)}")
     if num_duplicates:
-        notes.append(f"{num_duplicates:,} documents begin with the same {length:,} tokens as another: each counts once")
-    if len(chosen) < config.num_documents and not config.text:
-        notes.append(f"{len(chosen):,} documents were found where {config.num_documents:,} are asked for")
+        notes.append(f"left out for beginning with the tokens of another: {count_documents(num_duplicates)}")
+    if len(chosen) < config.num_documents and not config.texts:
+        notes.append(f"{count_documents(len(chosen))} found where {config.num_documents:,} are asked for")
     return DocumentSet(
         source=source,
         documents=tuple(chosen),
@@ -190,6 +190,11 @@ def default_tokens(tokenizer: Any, text: str, num_tokens: int) -> array[int]:
     return array("q", ids[:num_tokens])
 
 
+def count_documents(count: int) -> str:
+    """A number of documents, in words."""
+    return f"{count:,} document{'' if count == 1 else 's'}"
+
+
 def check_same_tokens(documents: DocumentSet, tokenizer: Any, name: str) -> None:
     """Refuse a second tokenizer that would read the documents otherwise.
 
@@ -207,7 +212,7 @@ def check_same_tokens(documents: DocumentSet, tokenizer: Any, name: str) -> None
 
 def _open(config: EntropyConfig) -> tuple[str, Records]:
     records = Records()
-    for path in config.text:
+    for path in config.texts:
         if not path.is_file():
             raise DataError(f"text file {path} not found")
         if path.suffix.lower() not in TEXT_SUFFIXES:
@@ -218,13 +223,13 @@ def _open(config: EntropyConfig) -> tuple[str, Records]:
     sources = config.datasets
     if sources:
         records.extend(open_records(sources, split=config.dataset_split))
-    if not config.text and not sources:
+    if not config.texts and not sources:
         return f"{DEMO_DATASET} (held out)", open_records(DEMO_DATASET, split="heldout")
-    return ", ".join(map(str, (*config.text, *sources))), records
+    return ", ".join(map(str, (*config.texts, *sources))), records
 
 
 def _ordered(config: EntropyConfig, records: Records) -> list[RecordReader]:
-    texts, others = records[: len(config.text)], records[len(config.text) :]
+    texts, others = records[: len(config.texts)], records[len(config.texts) :]
     if len(others) > config.num_documents - len(texts):
         others = random.Random(config.seed).sample(others, len(others))
     return [*texts, *others]
@@ -253,4 +258,4 @@ def _prefix_sizes(num_characters: int, num_tokens: int) -> Iterator[int]:
 
 def local_sources(config: EntropyConfig) -> tuple[Path, ...]:
     """The files and folders that are read, which no output may replace."""
-    return tuple(path for path in map(Path, (*config.text, *config.datasets)) if path.exists())
+    return tuple(path for path in map(Path, (*config.texts, *config.datasets)) if path.exists())

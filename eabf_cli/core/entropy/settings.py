@@ -47,7 +47,7 @@ class EntropyConfig:
     seed: int = 42
     trust_remote_code: bool = False
     request: MethodRequest | None = None
-    text: tuple[Path, ...] = ()
+    text: str | Path | tuple[str | Path, ...] = ()
     dataset: str | Path | tuple[str | Path, ...] = ()
     dataset_split: str | None = None
     num_documents: int = 128
@@ -82,6 +82,15 @@ class EntropyConfig:
             raise InvalidConfigError("resume keeps what was measured and overwrite throws it away: give one of them")
 
     @property
+    def texts(self) -> tuple[Path, ...]:
+        """`text` as a list of files."""
+        return tuple(map(Path, _as_tuple(self.text)))
+
+    @property
     def datasets(self) -> tuple[str | Path, ...]:
         """`dataset` as a list of sources."""
-        return (self.dataset,) if isinstance(self.dataset, str | Path) else tuple(self.dataset)
+        return _as_tuple(self.dataset)
+
+
+def _as_tuple(value: str | Path | tuple[str | Path, ...]) -> tuple[str | Path, ...]:
+    return (value,) if isinstance(value, str | Path) else tuple(value)

@@ -63,7 +63,7 @@ class DocumentStore:
 def open_store(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[DocumentStore]:
     """The store of a measurement: beside its output folder until it is done, or a temporary one without an output.
 
-    It stays after a failure, for `resume`, if a document was finished.
+    It stays after a failure, for `resume`, if a document was finished; an interrupt says so.
 
     Args:
         settings: what decides the numbers; a resumed measurement has to have the same.
@@ -87,8 +87,11 @@ def open_store(output: Path | None, settings: dict[str, Any], *, resume: bool) -
             write_json(folder / SETTINGS_FILE, settings)
     try:
         yield DocumentStore(folder)
-    except BaseException:
-        if not any(folder.glob("*-*.safetensors")):
+    except BaseException as error:
+        num_measured = len(list(folder.glob("*-*.safetensors")))
+        if num_measured and isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{num_measured} measurements are kept; go on with --resume -o {output}") from error
+        if not num_measured:
             shutil.rmtree(folder, ignore_errors=True)
             for parent in new_parents:
                 if not any(parent.iterdir()):

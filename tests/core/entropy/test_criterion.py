@@ -78,6 +78,18 @@ def test_without_a_layer_that_stands_out_there_is_none_to_exempt() -> None:
     assert "all 2 layers" in rising["reason"]
 
 
+def test_a_suggestion_from_one_document_says_so() -> None:
+    config = build_tiny_config("llama")
+    reasons = [
+        suggest([layer(0, 0.9, stderr), layer(1, 0.1, stderr)], config, factor=4.0, window=WINDOW, length=LENGTH)[
+            "reason"
+        ]
+        for stderr in (None, 0.02)
+    ]
+    assert ["one document" in reason for reason in reasons] == [True, False]
+    assert ["standard errors" in reason for reason in reasons] == [False, True]
+
+
 def test_models_with_nothing_to_scale_get_no_layers() -> None:
     layers = [layer(0, 0.9, kind="sliding"), layer(1, 0.9, kind="no_rope")]
     suggestion = suggest(layers, build_tiny_config("cohere2"), factor=4.0, window=WINDOW, length=LENGTH)

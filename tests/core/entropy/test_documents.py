@@ -80,8 +80,8 @@ def test_shorter_documents_are_skipped_and_counted_and_copies_count_once(tmp_pat
     assert [document.origin for document in documents.documents] == [str(names[1]), str(names[2])]
     assert (len(documents), documents.num_skipped) == (2, 1)
     told = " ".join(documents.notes)
-    assert "1 documents are shorter than 64 tokens" in told
-    assert "1 documents begin with the same 64 tokens" in told
+    assert "fewer than 64 tokens: 1 document" in told
+    assert "the tokens of another: 1 document" in told
 
 
 def test_reading_stops_when_there_are_enough(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_of_a_larger_dataset_the_seed_draws(tmp_path: Path) -> None:
     assert len(chosen[0]) == 5
     everything = choose(dataset=(str(path),), length=64)
     assert len(everything) == 30
-    assert "30 documents were found where 128 are asked for" in everything.notes[-1]
+    assert "30 documents found where 128 are asked for" in everything.notes[-1]
 
 
 def test_conversations_are_rendered_as_the_template_has_it(tmp_path: Path) -> None:
