@@ -19,6 +19,8 @@ _EXPORTS = {
     "remove_method": "patching",
     "load_model": "checkpoint",
     "load_tokenizer": "checkpoint",
+    "EntropyConfig": "entropy.settings",
+    "compute_attention_entropy": "entropy.run",
     "FinetuneConfig": "finetune.plan",
     "finetune": "finetune.run",
     "EvalConfig": "evaluation",

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from eabf_cli.commands.entropy import entropy
 from eabf_cli.commands.finetune import finetune
 from eabf_cli.commands.patch import patch
 from eabf_cli.core.errors import EabfError
@@ -44,5 +45,6 @@ def main() -> None:
     """
 
 
+main.add_command(entropy)
 main.add_command(finetune)
 main.add_command(patch)

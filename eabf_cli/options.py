@@ -109,6 +109,34 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> b
     return value
 
 
+def _method_options(default: str | None) -> Decorator:
+    """Which method, and its numbers; without a default, no method unless one is named."""
+    return bundle(
+        click.option(
+            "--method",
+            type=click.Choice(_METHOD_NAMES),
+            default=default,
+            show_default=default is not None,
+            help="How to extend the window." + ("" if default else "  [default: the model as it stands]"),
+        ),
+        click.option(
+            "--factor",
+            type=float,
+            help=f"Target window divided by the pre-trained one.  [default: {RopeScalingConfig.factor:g}]",
+        ),
+        click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
+        click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
+        click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if not the model's."),
+        click.option("--rebase", is_flag=True, help="Take an existing scaling off the model first."),
+        click.option(
+            "--unscaled-layers",
+            type=IntegerList(none_word="none"),
+            metavar="LIST|none",
+            help="Layers whose logits are not scaled.  [default: 0,1 for eabf]",
+        ),
+    )
+
+
 model_options = bundle(
     click.option(
         "-m", "--model", metavar="ID_OR_PATH", help=f"Hub id, folder, GGUF file, or {DEMO_MODEL} (the default)."
@@ -128,30 +156,8 @@ compute_options = bundle(
         help="Seed of everything random.",
     ),
 )
-method_options = bundle(
-    click.option(
-        "--method",
-        type=click.Choice(_METHOD_NAMES),
-        default=RopeScalingConfig.method,
-        show_default=True,
-        help="How to extend the window.",
-    ),
-    click.option(
-        "--factor",
-        type=float,
-        help=f"Target window divided by the pre-trained one.  [default: {RopeScalingConfig.factor:g}]",
-    ),
-    click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
-    click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
-    click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if not the model's."),
-    click.option("--rebase", is_flag=True, help="Take an existing scaling off the model first."),
-    click.option(
-        "--unscaled-layers",
-        type=IntegerList(none_word="none"),
-        metavar="LIST|none",
-        help="Layers whose logits are not scaled.  [default: 0,1 for eabf]",
-    ),
-)
+method_options = _method_options(RopeScalingConfig.method)
+optional_method_options = _method_options(None)
 output_options = bundle(
     click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
@@ -195,8 +201,14 @@ def prepare_process(device: str) -> None:
 
 
 def method_request(values: dict[str, Any]) -> Any:
-    """Take the shared method options out of a command's values, as the core's `MethodRequest`."""
+    """Take the shared method options out of a command's values, as the core's `MethodRequest`; None without method."""
     from eabf_cli.core.patch_checkpoint import MethodRequest
 
     names = ("method", "factor", "max_length", "rope_theta", "original_length", "rebase", "unscaled_layers")
-    return MethodRequest(**{name: values.pop(name) for name in names})
+    given = {name: values.pop(name) for name in names}
+    if given["method"] is not None:
+        return MethodRequest(**given)
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to a method: name one with --method")
+    return None

@@ -71,10 +71,24 @@ def scaled_attention(
         )
     t = logit_scale(scale.rule, position_ids, scale.original_max_position_embeddings)  # (batch or 1, queries)
     query = query * t[:, None, :, None].to(query.dtype)
-    implementation = scale.model_config._attn_implementation
-    kernel = attention_kernel(module, implementation)
-    seen = module if implementation in _CONFIG_FREE else _KernelView(module, scale.model_config)
-    return kernel(seen, query, key, value, attention_mask, position_ids=position_ids, **kwargs)
+    return call_kernel(
+        module, scale.model_config, query, key, value, attention_mask, position_ids=position_ids, **kwargs
+    )
+
+
+def call_kernel(
+    module: nn.Module,
+    config: PretrainedConfig,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Call the kernel that a configuration names, for a module that may have been given another one."""
+    implementation = config._attn_implementation
+    seen = module if implementation in _CONFIG_FREE else _KernelView(module, config)
+    return attention_kernel(module, implementation)(seen, query, key, value, attention_mask, **kwargs)
 
 
 def register_kernel() -> None:
