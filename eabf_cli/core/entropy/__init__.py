@@ -1,0 +1,1 @@
+"""Attention entropy: its measurement, its pictures, and what it recommends."""
