@@ -200,15 +200,24 @@ def prepare_process(device: str) -> None:
         keep_freed_memory()
 
 
+METHOD_FIELDS = ("method", "factor", "max_length", "rope_theta", "original_length", "rebase", "unscaled_layers")
+
+
 def method_request(values: dict[str, Any]) -> Any:
     """Take the shared method options out of a command's values, as the core's `MethodRequest`; None without method."""
     from eabf_cli.core.patch_checkpoint import MethodRequest
 
-    names = ("method", "factor", "max_length", "rope_theta", "original_length", "rebase", "unscaled_layers")
-    given = {name: values.pop(name) for name in names}
+    given = {name: values.pop(name) for name in METHOD_FIELDS}
     if given["method"] is not None:
         return MethodRequest(**given)
     for name, value in given.items():
         if value is not None and value is not False:
             raise click.UsageError(f"--{name.replace('_', '-')} belongs to a method: name one with --method")
     return None
+
+
+def wanted_extension(values: dict[str, Any]) -> Any:
+    """What the shared method options say of an extension that is not applied yet; the default method without one."""
+    from eabf_cli.core.patch_checkpoint import MethodRequest
+
+    return MethodRequest(**{name: values[name] for name in METHOD_FIELDS if values[name] is not None})

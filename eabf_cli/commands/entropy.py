@@ -11,7 +11,7 @@ import click
 from eabf_cli import options, output
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.entropy.positions import NUM_POSITIONS
-from eabf_cli.core.entropy.settings import EntropyConfig
+from eabf_cli.core.entropy.settings import SUGGESTION_FILE, EntropyConfig
 
 
 class Positions(click.ParamType):
@@ -69,6 +69,11 @@ measurement_options = options.bundle(
     ),
     click.option("--rows", is_flag=True, help="Also keep the first document's attention rows (rows.safetensors)."),
     click.option("--compare", metavar="ID_OR_PATH", help="A second model to measure on the same documents."),
+    click.option(
+        "--suggest",
+        is_flag=True,
+        help="Also search for better settings than the default for --factor, and confirm them on other text.",
+    ),
     click.option("--resume", is_flag=True, help="Go on with the unfinished measurement for -o."),
 )
 
@@ -93,14 +98,22 @@ def entropy(model: str | None, as_json: bool, **values: Any) -> None:
       eabf entropy
       eabf entropy --length 2048 --positions linear:32 -o diagnosis
       eabf entropy -m HuggingFaceTB/SmolLM2-135M --text book.pdf --length 16384 -o smollm2
+      eabf entropy --suggest --factor 4 -o diagnosis
       eabf entropy -m extended --compare HuggingFaceTB/SmolLM2-135M --text book.pdf
     """
     output.quiet_libraries()
+    options.prepare_process(values["device"])
     from eabf_cli.core.entropy.run import compute_attention_entropy
 
-    request = options.method_request(values)
+    suggest = options.wanted_extension(values) if values.pop("suggest") else None
+    # A factor alone says what to search for, and the model is measured as it stands.
+    request = None if suggest is not None and values["method"] is None else options.method_request(values)
     config = EntropyConfig(
-        model=options.model_or_demo(model), request=request, show_progress=output.is_interactive(), **values
+        model=options.model_or_demo(model),
+        request=request,
+        suggest=suggest,
+        show_progress=output.is_interactive(),
+        **{name: value for name, value in values.items() if name not in options.METHOD_FIELDS},
     )
     result = compute_attention_entropy(config)
     output.result(result, _text(result), as_json=as_json)
@@ -190,7 +203,11 @@ def _suggestion(result: dict[str, Any]) -> list[str]:
         flags.append(f"--unscaled-layers {','.join(map(str, suggestion['unscaled_layers'])) or 'none'}")
     if suggestion["rope_theta"] is not None:
         flags.append(f"--rope-theta {suggestion['rope_theta']:.0f}")
-    return [f"Suggestion: {' '.join(flags) or 'none'}", f"  {suggestion['reason']}"]
+    lines = [f"Suggestion: {' '.join(flags) or 'none'}", f"  {suggestion['reason']}"]
+    if "search" in suggestion and result["output"] is not None:
+        path = Path(result["output"]) / SUGGESTION_FILE
+        lines.append(f"  To use it: eabf finetune -m {result['model']} --config {path}")
+    return lines
 
 
 def _mean(heads: list[list[float]], index: int) -> float:

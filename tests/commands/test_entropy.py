@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,50 @@ def test_the_text_is_a_table_of_layers_and_a_suggestion(eabf: Eabf, arguments: l
     assert header.count("at") == 3
     assert [line.split()[0] for line in said[3 : 3 + LAYERS]] == list(map(str, range(LAYERS)))
     assert any(line.startswith("Suggestion: ") and "--rope-theta" in line for line in said)
+
+
+def test_tried_settings_come_as_a_file_that_other_commands_take(
+    eabf: Eabf, arguments: list[Any], workdir: Path
+) -> None:
+    result = eabf(*arguments, "--suggest", "--factor", 2, "-o", "out", "--json")
+    suggestion = printed(result)["suggestion"]
+    search = suggestion["search"]
+    assert (suggestion["method"], suggestion["factor"], search["length"]) == ("eabf", 2, 2 * WINDOW)
+    assert (search["num_documents"], search["num_confirming_documents"]) == (4, 4)
+    assert search["default"] == {"rope_theta": 500_000.0, "unscaled_layers": [0, 1]}
+    assert search["tried"][0]["loss"] > 0
+    chosen = search["found"] if search["is_confirmed"] else search["default"]
+    assert {name: suggestion[name] for name in chosen} == chosen
+    assert f"rope_theta {search['tried'][1]['rope_theta']:,.0f}" in result.stderr
+
+    settings = tomllib.loads((workdir / "out" / "suggestion.toml").read_text())
+    assert settings == {name: suggestion[name] for name in ("method", "factor", "rope_theta", "unscaled_layers")}
+    patched = printed(eabf("patch", "-m", arguments[2], "--config", "out/suggestion.toml", "--dry-run", "--json"))
+    assert {name: patched[name] for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--method", "yarn"], "method 'yarn' sets its own base frequency"),
+        (["--factor", 64], "needs 4 stretches of 4,096 tokens, and the documents have 0"),
+        (["--factor", 0.5], "factor"),
+    ],
+)
+def test_a_search_that_cannot_be_made_is_refused_before_the_weights(
+    given: list[Any], said: str, eabf: Eabf, arguments: list[Any], llama_copy: Path, workdir: Path
+) -> None:
+    (llama_copy / "model.safetensors").write_bytes(b"")
+    arguments[2] = llama_copy
+    assert_told(eabf(*arguments, "--suggest", *given, "-o", "out"), said)
+    assert not (workdir / "out").exists()
+
+
+def test_a_finished_measurement_without_a_search_does_not_pass_for_one(
+    eabf: Eabf, arguments: list[Any], workdir: Path
+) -> None:
+    succeeded(eabf(*arguments, "-o", "out"))
+    assert_told(eabf(*arguments, "-o", "out", "--resume", "--suggest", "--factor", 2), "--overwrite")
 
 
 def test_the_demo_model_and_its_documents_are_the_default(eabf: Eabf, workdir: Path) -> None:

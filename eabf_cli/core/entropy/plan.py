@@ -16,6 +16,7 @@ from eabf_cli.core.entropy.memory import EntropyMemory, estimate_memory, refuse_
 from eabf_cli.core.entropy.positions import choose_positions
 from eabf_cli.core.entropy.settings import EntropyConfig
 from eabf_cli.core.entropy.store import check_resumable
+from eabf_cli.core.entropy.suggestion import SearchPlan, plan_search
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.files import check_target
 from eabf_cli.core.finetune.memory_plan import USABLE_SHARE, available_memory
@@ -111,6 +112,7 @@ class EntropyPlan:
     memory: EntropyMemory
     device: torch.device
     available_bytes: int
+    search: SearchPlan | None = None
 
     @property
     def subject(self) -> Subject:
@@ -168,6 +170,9 @@ def plan_entropy(config: EntropyConfig) -> EntropyPlan:
     if config.output is not None and not config.dry_run:
         folders = tuple((subject.source.base or subject.source).folder for subject in subjects.values())
         check_target(config.output, overwrite=config.overwrite, sources=(*folders, *local_sources(config)))
+    wanted = None
+    if config.suggest is not None:
+        wanted = resolve_request(config.suggest, subjects["model"].loaded)
     device = choose_device(config.device)
     available = available_memory(device)
 
@@ -186,6 +191,10 @@ def plan_entropy(config: EntropyConfig) -> EntropyPlan:
     if config.compare is not None:
         other = load_tokenizer(config.compare, trust_remote_code=config.trust_remote_code)
         check_same_tokens(documents, other, config.compare)
+    search = None
+    if config.suggest is not None and wanted is not None:
+        readers = [document.read for document in documents.documents]
+        search = plan_search(readers, tokenizer, wanted.scaling, rebase=config.suggest.rebase, seed=config.seed)
     memory = estimate(documents.length)
     refuse_too_large(memory, available, length=documents.length, device=str(device))
     return EntropyPlan(
@@ -196,6 +205,7 @@ def plan_entropy(config: EntropyConfig) -> EntropyPlan:
         memory=memory,
         device=device,
         available_bytes=available,
+        search=search,
     )
 
 

@@ -22,6 +22,8 @@ from eabf_cli.core.entropy.plan import EntropyPlan, Subject, plan_entropy
 from eabf_cli.core.entropy.result import ARRAYS_FILE, RESULT_FILE, make_result, read_result, split_arrays
 from eabf_cli.core.entropy.settings import EntropyConfig
 from eabf_cli.core.entropy.store import ROWS_FILE, DocumentStore, open_store, partial_folder
+from eabf_cli.core.entropy.suggestion import tried_suggestion, write_suggestion
+from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.files import check_target, whole_folder, write_json
 from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError, available_memory, is_out_of_memory
 from eabf_cli.core.patching import apply_resolution, describe_patch, remove_method
@@ -70,6 +72,9 @@ def compute_attention_entropy(config: EntropyConfig) -> dict[str, Any]:
     with open_store(config.output, plan.settings(), resume=config.resume) as store:
         num_tokens, measuring_s = _measure_all(plan, store)
         result = make_result(plan, store, known)
+        if plan.search is not None:
+            with _out_of_memory_explained(plan):
+                result["suggestion"] = tried_suggestion(_load_plain(plan), plan.search, result["suggestion"])
         result |= {
             "weights": plan.subject.source.fingerprint(),
             "device": str(plan.device),
@@ -124,22 +129,35 @@ def _measure(plan: EntropyPlan, store: DocumentStore, side: str, index: int, mod
     store.put(side, index, recorder)
 
 
+def _load_plain(plan: EntropyPlan) -> PreTrainedModel:
+    """The model that is asked about, without a method."""
+    model = _load_stored(plan, plan.subject)
+    if describe_patch(model) is not None:
+        remove_method(model)
+    return model
+
+
 def _load(plan: EntropyPlan, subject: Subject) -> PreTrainedModel:
-    config = plan.config
-    is_asked_about = subject is plan.subject
-    model = load_model(
-        subject.source.name,
-        revision=config.revision if is_asked_about else None,
-        dtype=config.dtype,
-        device=str(plan.device),
-        trust_remote_code=config.trust_remote_code,
-    )
+    model = _load_stored(plan, subject)
     if subject.is_requested:
         assert subject.resolution is not None
         if describe_patch(model) is not None:
             remove_method(model)
         apply_resolution(model, subject.resolution)
     return model
+
+
+def _load_stored(plan: EntropyPlan, subject: Subject) -> PreTrainedModel:
+    """A model as its checkpoint has it."""
+    config = plan.config
+    is_asked_about = subject is plan.subject
+    return load_model(
+        subject.source.name,
+        revision=config.revision if is_asked_about else None,
+        dtype=config.dtype,
+        device=str(plan.device),
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 @contextmanager
@@ -168,10 +186,16 @@ def _finished(config: EntropyConfig) -> dict[str, Any] | None:
     if record is None or record.get("command") != "entropy":
         check_target(config.output, overwrite=False)
         return None
+    result = read_result(config.output)
+    if config.suggest is not None and "search" not in result["suggestion"]:
+        raise InvalidConfigError(
+            f"measurement {config.output} is finished, without a search for settings: "
+            "measure again with --suggest and --overwrite, or with another -o"
+        )
     logger.warning("measurement %s is finished already: nothing to resume", config.output)
     # What a process leaves that is killed between the last two steps.
     shutil.rmtree(partial_folder(config.output), ignore_errors=True)
-    return read_result(config.output)
+    return result
 
 
 def _write(config: EntropyConfig, output: Path, result: dict[str, Any], store: DocumentStore) -> None:
@@ -190,6 +214,8 @@ def _write(config: EntropyConfig, output: Path, result: dict[str, Any], store: D
             shutil.copyfile(store.folder / ROWS_FILE, folder / ROWS_FILE)
         write_plots(result, folder)
         write_page(result, folder)
+        if config.suggest is not None:
+            write_suggestion(result, folder)
         summary = {name: value for name, value in document.items() if not isinstance(value, dict | list)}
         summary |= {name: document[name] for name in ("positions", "layers", "suggestion")}
         arguments = _jsonable(asdict(config) | {"output": str(output)})

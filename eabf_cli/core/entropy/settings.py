@@ -13,6 +13,8 @@ from eabf_cli.core.errors import InvalidConfigError
 if TYPE_CHECKING:
     from eabf_cli.core.patch_checkpoint import MethodRequest
 
+SUGGESTION_FILE = "suggestion.toml"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyConfig:
@@ -32,6 +34,8 @@ class EntropyConfig:
         rows: also keep the attention distributions of the first document, in `rows.safetensors`.
         compare: a second model with the same tokenizer and numbers of layers and heads, measured as it stands on the
             same documents.
+        suggest: also search for better settings than the default of this extension (`core.entropy.search`); its
+            method's base must be free. None only derives a suggestion from what was measured.
         output: folder for the result; None writes nothing.
         resume: go on with the unfinished measurement in `output`.
         dry_run: choose the documents and estimate the memory, and stop there.
@@ -56,6 +60,7 @@ class EntropyConfig:
     scores: bool = False
     rows: bool = False
     compare: str | None = None
+    suggest: MethodRequest | None = None
     output: Path | None = None
     overwrite: bool = False
     resume: bool = False
