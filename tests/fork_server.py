@@ -168,6 +168,7 @@ def _fork(request: dict[str, Any]) -> dict[str, Any]:
 def _serve() -> None:
     import torch
 
+    import eabf_cli.core.entropy.run
     import eabf_cli.core.finetune.run
     import eabf_cli.core.patch_checkpoint  # noqa: F401
 

@@ -137,11 +137,16 @@ def _text(result: dict[str, Any]) -> str:
                 "Nothing was measured (--dry-run).",
             ]
         )
-    lines += ["", *_table(result), "", *_suggestion(result)]
+    lines += ["", *_table(result), ""]
+    if result["drift"] is not None:
+        lines.append(_drift(result))
     if "compare" in result:
         lines.append(
             f"Compared with {_model_text(result['compare'])}: difference = that model's entropy minus this one's"
         )
+        if result["compare"]["drift"] is not None:
+            lines.append(_drift(result["compare"]))
+    lines += _suggestion(result)
     lines.append(
         f"{result['wall_s']:.1f} s"
         + (f", {result['tokens_per_s']:,.0f} tokens/s" if result["tokens_per_s"] else "")
@@ -194,6 +199,14 @@ def _slope(layer: dict[str, Any]) -> str:
     if layer["slope"] is None:
         return "-"
     return f"{layer['slope']:.2f}" + ("" if layer["slope_stderr"] is None else f" ± {layer['slope_stderr']:.2f}")
+
+
+def _drift(part: dict[str, Any]) -> str:
+    drift = part["drift"]
+    return (
+        f"Beyond the pre-trained window, from {drift['from']:,} to {drift['to']:,} tokens, mean entropy changes by "
+        f"{drift['nats']:+.2f} nats"
+    )
 
 
 def _suggestion(result: dict[str, Any]) -> list[str]:

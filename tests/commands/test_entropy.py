@@ -191,6 +191,12 @@ def test_the_difference_to_a_second_model_is_paired_by_document(eabf: Eabf, argu
     plain = printed(eabf(*arguments, "--json"))
     assert compare["entropy"] == plain["entropy"]
     assert np.max(compare["difference_stderr"]) > 0
+    inside = max(position for position in result["positions"] if position <= WINDOW)
+    for part in (result, compare):
+        means = np.array(part["entropy"]).mean((0, 1))
+        change = means[-1] - means[result["positions"].index(inside)]
+        assert part["drift"] == {"from": inside, "to": LENGTH, "nats": pytest.approx(change, abs=2e-6)}
+    assert printed(eabf(*arguments, "--json", "--length", WINDOW))["drift"] is None
 
 
 def test_the_text_is_a_table_of_layers_and_a_suggestion(eabf: Eabf, arguments: list[Any]) -> None:

@@ -55,6 +55,7 @@ def make_result(plan: EntropyPlan, store: DocumentStore, known: dict[str, Any]) 
         "layers": [layer.to_dict() for layer in layers],
         "head_slope": unknown if weights is None else to_list(head_slope.mean),
         "slope_range": list(slope_range(subject.window, length)),
+        "drift": _drift(entropy.mean, plan),
         "suggestion": suggestion,
     }
     if plan.config.scores:
@@ -101,7 +102,23 @@ def _comparison(plan: EntropyPlan, store: DocumentStore) -> dict[str, Any]:
         "stderr": to_list(entropy.stderr),
         "difference": to_list(difference.mean),
         "difference_stderr": to_list(difference.stderr),
+        "drift": _drift(entropy.mean, plan),
     }
+
+
+def _drift(entropy: Tensor, plan: EntropyPlan) -> dict[str, Any] | None:
+    """How far entropy is from its level at the pre-trained window's end, at the last position.
+
+    The mean over all heads of the layers with RoPE and full attention, in nats. A scale that does what the paper
+    asks of it brings it back towards 0. None where no position lies beyond the window, or none inside.
+    """
+    positions, window = plan.positions, plan.subject.window
+    inside = [index for index, position in enumerate(positions) if position <= window]
+    layers = [index for index, kind in enumerate(plan.subject.layer_kinds()) if kind.kind == "full"]
+    if not inside or not layers or positions[-1] <= window:
+        return None
+    change = entropy[layers][:, :, -1] - entropy[layers][:, :, inside[-1]]
+    return {"from": positions[inside[-1]], "to": positions[-1], "nats": round(float(change.mean()), 6)}
 
 
 # ---- Arrays that are too large for JSON ---------------------------------------------------------------

@@ -45,7 +45,8 @@ def compute_attention_entropy(config: EntropyConfig) -> dict[str, Any]:
         the JSON document of DESIGN.md section 5. Beside its keys: `model`, `revision`, `weights`, `method`, `factor`,
         `original_max_position_embeddings` (the pre-trained window c), `max_position_embeddings`, `dataset`,
         `num_skipped_documents`, `visible_keys` [layer][position], `layers` (`criterion.LayerSlope`), `head_slope`
-        [layer][head] (nats per unit of ln n, None where the positions do not tell), `slope_range`, `wall_s`,
+        [layer][head] (nats per unit of ln n, None where the positions do not tell), `slope_range`, `drift` (`from`,
+        `to`, `nats`: the change of the mean entropy from the pre-trained window's end to the last position), `wall_s`,
         `tokens_per_s`, `peak_memory_gib`, `output`, `notes`;
         with scores `scores` (`sink` and `recent` [layer][head], `by_distance` [layer][head][bucket]: attention mass,
         averaged over documents and the positions at which sink and recent tokens are apart; `distance_edges`: bucket
