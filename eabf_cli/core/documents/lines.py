@@ -1,0 +1,240 @@
+"""The words of a page to lines, cut where the white strip between two columns runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+
+from eabf_cli.core.documents.words import LINE_END_HYPHEN, Word
+
+# In ems, the size of the page's commonest font. A strip of white that columns leave is at least this wide, and ...
+_GUTTER_WIDTH = 0.75
+# ... this high,
+_GUTTER_HEIGHT = 5.5
+# ... with lines of this many words on both sides: the cells of a table have fewer.
+_COLUMN_WORDS = 3
+# Within a line, words this far apart are cells of a table.
+_CELL_GAP = 2.0
+# Pieces that are drawn apart are no farther from each other than this, if they are one line.
+_SEAM_GAP = 1.5
+
+_IsJoined = Callable[[Word, Word], bool]
+
+
+@dataclass(slots=True)
+class Line:
+    """Words on one baseline, within one column.
+
+    Attributes:
+        columns: between which gutters it lies: (gutter, side) for each that runs beside it.
+    """
+
+    words: list[Word]
+    columns: tuple[tuple[int, int], ...] = ()
+    left: float = field(init=False)
+    right: float = field(init=False)
+    baseline: float = field(init=False)
+    size: float = field(init=False)
+    order: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.measure()
+
+    def measure(self) -> None:
+        self.left = min(word.left for word in self.words)
+        self.right = max(word.right for word in self.words)
+        # Indices and footnote marks have sizes and baselines of their own: the longest words tell the line's.
+        main = max(self.words, key=lambda word: len(word.text))
+        self.baseline, self.size = main.baseline, main.size
+        self.order = min(word.order for word in self.words)
+
+    @property
+    def text(self) -> str:
+        """The words apart by spaces; cells of a table by two."""
+        parts = [self.words[0].text]
+        for before, word in pairwise(self.words):
+            parts += ["  " if word.left - before.right > _CELL_GAP * self.size else " ", word.text]
+        return "".join(parts)
+
+    @property
+    def is_bold(self) -> bool:
+        return all(word.is_bold for word in self.words)
+
+    @property
+    def is_row(self) -> bool:
+        """Whether it looks like the row of a table."""
+        return "  " in self.text
+
+    @property
+    def ends_broken(self) -> bool:
+        """Whether a word goes on in the next line."""
+        return self.words[-1].text.endswith((LINE_END_HYPHEN, "-")) and len(self.words[-1].text) > 1
+
+
+@dataclass(frozen=True)
+class Gutter:
+    """A white strip between columns."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+    def is_beside(self, baseline: float) -> bool:
+        return self.bottom <= baseline <= self.top
+
+
+def find_lines(words: Sequence[Word]) -> list[Line]:
+    """The lines of a page, in drawing order."""
+    if not words:
+        return []
+    em = median(word.size for word in words for _ in word.text)
+    pieces = [Line(piece) for piece in _pieces(words, lambda before, word: word.left - before.right < 0.6 * em)]
+    gutters = list(_find_gutters(pieces, em))
+
+    def is_joined(before: Word, word: Word) -> bool:
+        return not any(
+            gutter.is_beside(word.baseline) and before.right <= gutter.left + 1 and word.left >= gutter.right - 1
+            for gutter in gutters
+        )
+
+    lines = _joined([Line(piece) for piece in _pieces(words, is_joined)], is_joined)
+    for line in lines:
+        line.columns = tuple(_sides(line, gutters))
+    return lines
+
+
+def _pieces(words: Sequence[Word], is_joined: _IsJoined) -> Iterator[list[Word]]:
+    """Runs of words that are drawn one after another from left to right on one baseline."""
+    piece: list[Word] = []
+    for word in words:
+        if piece:
+            before = piece[-1]
+            size = max(before.size, word.size)
+            # An index is lower than the text beside it, an exponent higher.
+            is_level = any(_is_level(other, word) for other in (before, max(piece, key=lambda word: word.size)))
+            # An index may stand below an exponent.
+            goes_on = word.left > min(before.right - 0.5 * size, before.left) - 0.1 * size
+            goes_on = goes_on and not before.text.endswith(LINE_END_HYPHEN)
+            if not (is_level and goes_on and is_joined(before, word)):
+                yield piece
+                piece = []
+        piece.append(word)
+    if piece:
+        yield piece
+
+
+def _is_level(one: Word, two: Word) -> bool:
+    return abs(one.baseline - two.baseline) < 0.45 * max(one.size, two.size)
+
+
+def _joined(lines: list[Line], is_joined: _IsJoined) -> list[Line]:
+    """Lines with the pieces put together that are drawn apart, as where a bold word comes after all others."""
+    whole: list[Line] = []
+    for line in lines:
+        for other in reversed(whole):
+            if abs(other.baseline - line.baseline) < 0.2 * line.size and _fits_beside(other, line, is_joined):
+                other.words = sorted([*other.words, *line.words], key=lambda word: word.left)
+                other.measure()
+                break
+        else:
+            whole.append(line)
+    return whole
+
+
+def _fits_beside(line: Line, piece: Line, is_joined: _IsJoined) -> bool:
+    words = sorted([*line.words, *piece.words], key=lambda word: word.left)
+    pairs = list(pairwise(words))
+    if any(word.left < before.right - 0.3 * line.size for before, word in pairs):
+        return False
+    seams = [pair for pair in pairs if (pair[0] in line.words) != (pair[1] in line.words)]
+    return all(word.left - before.right < _SEAM_GAP * line.size and is_joined(before, word) for before, word in seams)
+
+
+def _find_gutters(pieces: Sequence[Line], em: float) -> Iterator[Gutter]:
+    """White strips, high and with text on both sides, on a raster of one point."""
+    left, bottom = min(piece.left for piece in pieces), min(piece.baseline for piece in pieces) - em
+    width = int(max(piece.right for piece in pieces) - left) + 2
+    height = int(max(piece.baseline for piece in pieces) - bottom + 2 * em) + 2
+    is_text = np.zeros((height, width), bool)
+    for piece in pieces:
+        low, high = int(piece.baseline - 0.25 * piece.size - bottom), int(piece.baseline + 0.75 * piece.size - bottom)
+        is_text[max(low, 0) : high + 1, int(piece.left - left) : int(piece.right - left) + 1] = True
+    strip = max(int(_GUTTER_WIDTH * em), 4)
+    # Whether the strip that begins at x is white: no text in any of its columns of points.
+    counts = np.cumsum(np.pad(is_text, ((0, 0), (1, 0))), axis=1)
+    is_white = counts[:, strip:] == counts[:, :-strip]
+    found: list[tuple[int, int, int, int]] = []
+    for x in range(is_white.shape[1]):
+        edges = np.flatnonzero(np.diff(np.pad(is_white[:, x].astype(np.int8), 1)))
+        for low, high in edges.reshape(-1, 2):
+            if high - low >= _GUTTER_HEIGHT * em:
+                found.append((x, x + strip, int(low), int(high)))
+    for x0, x1, low, high in _widest(found):
+        gutter = _trimmed(Gutter(left + x0, left + x1, bottom + low, bottom + high), pieces, em)
+        if gutter is not None:
+            yield gutter
+
+
+def _widest(strips: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    """Strips side by side with about the same height made one."""
+    merged: list[tuple[int, int, int, int]] = []
+    for x0, x1, low, high in strips:
+        for index, (m0, m1, m_low, m_high) in enumerate(merged):
+            shared = min(high, m_high) - max(low, m_low)
+            if x0 <= m1 and shared >= 0.8 * max(high - low, m_high - m_low):
+                merged[index] = (m0, max(x1, m1), max(low, m_low), min(high, m_high))
+                break
+        else:
+            merged.append((x0, x1, low, high))
+    yield from merged
+
+
+def _trimmed(gutter: Gutter, pieces: Sequence[Line], em: float) -> Gutter | None:
+    """The part of a strip that has text on both sides, if that text is columns; else None."""
+    beside = [piece for piece in pieces if gutter.is_beside(piece.baseline)]
+    sides = []
+    for side in (
+        [piece for piece in beside if piece.right <= gutter.left + 1],
+        [piece for piece in beside if piece.left >= gutter.right - 1],
+    ):
+        nearest = _nearest(side, gutter)
+        if not nearest or median(len(piece.words) for piece in nearest) < _COLUMN_WORDS:
+            return None
+        sides.append(nearest)
+    bottom = max(min(piece.baseline for piece in side) for side in sides)
+    top = min(max(piece.baseline for piece in side) for side in sides)
+    if top - bottom < (_GUTTER_HEIGHT - 2) * em:
+        return None
+    # Columns begin and end at different heights: the strip counts as far as one of them reaches.
+    bottom = min(min(piece.baseline for piece in side) for side in sides)
+    top = max(max(piece.baseline for piece in side) for side in sides)
+    return Gutter(gutter.left, gutter.right, bottom - 0.5, top + 0.5)
+
+
+def _nearest(side: Sequence[Line], gutter: Gutter) -> list[Line]:
+    """Of the pieces on one side, those with no other between them and the gutter."""
+    nearest = []
+    for piece in side:
+        distance = _distance(piece, gutter)
+        in_row = (other for other in side if abs(other.baseline - piece.baseline) < 0.4 * piece.size)
+        if all(_distance(other, gutter) >= distance for other in in_row):
+            nearest.append(piece)
+    return nearest
+
+
+def _distance(piece: Line, gutter: Gutter) -> float:
+    return max(gutter.left - piece.right, piece.left - gutter.right)
+
+
+def _sides(line: Line, gutters: Sequence[Gutter]) -> Iterator[tuple[int, int]]:
+    for number, gutter in enumerate(gutters):
+        if gutter.is_beside(line.baseline):
+            if line.right <= gutter.left + 1:
+                yield number, 0
+            elif line.left >= gutter.right - 1:
+                yield number, 1
