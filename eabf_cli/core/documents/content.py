@@ -109,6 +109,9 @@ def decode_text(data: bytes, name: str) -> str:
         DocumentError: it is not UTF-8; the message names the encoding that it seems to have.
     """
     try:
+        if _looks_like_utf16(data[:HEAD_BYTES]):
+            # Without its mark, UTF-16 of English text is UTF-8 with zeros.
+            raise UnicodeDecodeError("utf-8", data, data.index(0), data.index(0) + 1, "zero")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DocumentError(_describe_encoding(data, name, error)) from None
@@ -149,7 +152,7 @@ def _is_binary(head: bytes) -> bool:
 
 
 def _looks_like_utf16(head: bytes) -> bool:
-    return max(head[::2].count(0), head[1::2].count(0)) > 0.4 * len(head)
+    return max(head[::2].count(0), head[1::2].count(0)) > 0.3 * len(head)
 
 
 def _marked_encoding(data: bytes) -> str | None:
@@ -174,6 +177,8 @@ def _guess_encoding(data: bytes) -> str | None:
     marked = _marked_encoding(data)
     if marked not in (None, "utf-8-sig"):
         return str(marked).upper()
+    if _looks_like_utf16(data[:HEAD_BYTES]):
+        return "UTF-16BE" if data[::2].count(0) > data[1::2].count(0) else "UTF-16LE"
     from charset_normalizer import from_bytes
 
     best = from_bytes(data[:_GUESSED_BYTES]).best()

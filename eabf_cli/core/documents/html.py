@@ -61,12 +61,12 @@ class _VisibleText(HTMLParser):
         if tag == "body":
             # A head need not be closed.
             self._hidden = [hidden for hidden in self._hidden if hidden != "head"]
+        if not self._hidden and (tag in _BLOCKS or tag in _HEADINGS):
+            self.end_paragraph()
         if self._hidden or hides:
             if tag not in _VOID and (hides or tag == self._hidden[-1]):
                 self._hidden.append(tag)
             return
-        if tag in _BLOCKS or tag in _HEADINGS:
-            self.end_paragraph()
         if tag in _HEADINGS:
             self._is_heading = True
         elif tag == "pre":

@@ -41,9 +41,9 @@ class Hyphenation:
         beginning = _BEGINNING.match(line)
         if broken is None or beginning is None:
             return f"{text} {line}"
-        if beginning[0] in ("and", "or") and text.endswith("-"):
+        if beginning[0] in ("and", "or") and not self._counts[(broken[1] + beginning[0]).lower()]:
             # As in "pre- and post-training".
-            return f"{text} {line}"
+            return f"{text[:-1]}- {line}"
         return text[:-1] + ("-" if self._keeps_hyphen(broken[1], beginning[0]) else "") + line
 
     def _keeps_hyphen(self, first: str, second: str) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from eabf_cli.core.documents.broken_fonts import describe_broken_fonts
-from eabf_cli.core.documents.lines import find_lines
+from eabf_cli.core.documents.lines import Line, find_gutters, find_lines
 from eabf_cli.core.documents.paragraphs import Paragraph, body_size, gather_labels, join_paragraphs, page_paragraphs
 from eabf_cli.core.documents.reading_order import find_blocks
 from eabf_cli.core.documents.running_heads import PageEdges
 from eabf_cli.core.documents.words import PageWords
 
 _LISTED_PAGES = 12
+_KNOWN_SHARE = 0.3
 
 
 def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tuple[list[Paragraph], list[str]]:
@@ -21,16 +23,14 @@ def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tup
         pages: the pages to be read.
         beside: pages near them, which help to see what repeats at the edges.
     """
-    lines = [find_lines(page.words) for page in pages]
-    edges = PageEdges(
-        [(page.index, page.height, found) for page, found in zip(pages, lines, strict=True)]
-        + [(page.index, page.height, find_lines(page.words)) for page in beside]
-    )
+    lines = _find_lines(pages)
+    around = zip([*pages, *beside], [*lines, *_find_lines(beside)], strict=True)
+    edges = PageEdges([(page.index, page.height, found) for page, found in around])
     blocks = []
     for page, found in zip(pages, lines, strict=True):
         blocks.append(find_blocks(edges.without(page.index, page.height, found)))
         for group in page.across:
-            blocks[-1] += find_blocks(find_lines(group))
+            blocks[-1] += find_blocks(find_lines(group, find_gutters(group)))
     size = body_size(blocks)
     paragraphs = [
         paragraph
@@ -38,6 +38,16 @@ def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tup
         for paragraph in page_paragraphs(found_blocks, page.index, size)
     ]
     return join_paragraphs(gather_labels(paragraphs)), [*_describe_empty(pages), *_describe_fonts(pages)]
+
+
+def _find_lines(pages: Sequence[PageWords]) -> list[list[Line]]:
+    """Each page's lines; where most pages have gutters, a few lines are enough to tell one."""
+    gutters = [find_gutters(page.words) for page in pages]
+    counts = Counter(round((gutter.left + gutter.right) / 8) * 4 for found in gutters for gutter in found)
+    known = [middle for middle, count in counts.items() if count >= max(2, _KNOWN_SHARE * len(pages))]
+    if known:
+        gutters = [find_gutters(page.words, known) for page in pages]
+    return [find_lines(page.words, found) for page, found in zip(pages, gutters, strict=True)]
 
 
 def _describe_empty(pages: Sequence[PageWords]) -> list[str]:

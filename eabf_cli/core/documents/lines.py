@@ -15,10 +15,16 @@ from eabf_cli.core.documents.words import LINE_END_HYPHEN, Word
 _GUTTER_WIDTH = 0.75
 # ... this high,
 _GUTTER_HEIGHT = 5.5
+# (where other pages have a gutter, a line is enough),
+_KNOWN_HEIGHT = 1.0
 # ... with lines of this many words on both sides: the cells of a table have fewer.
 _COLUMN_WORDS = 3
+# which are no farther apart than this.
+_RUN_GAP = 1.6
 # Within a line, words this far apart are cells of a table.
 _CELL_GAP = 2.0
+# In a narrow column a line may have such gaps, all alike, but not this wide.
+_WIDE_GAP = 4.0
 # Pieces that are drawn apart are no farther from each other than this, if they are one line.
 _SEAM_GAP = 1.5
 
@@ -55,9 +61,11 @@ class Line:
     @property
     def text(self) -> str:
         """The words apart by spaces; cells of a table by two."""
+        is_row = self.is_row
         parts = [self.words[0].text]
         for before, word in pairwise(self.words):
-            parts += ["  " if word.left - before.right > _CELL_GAP * self.size else " ", word.text]
+            is_cell = is_row and word.left - before.right > _CELL_GAP * self.size
+            parts += ["  " if is_cell else " ", word.text]
         return "".join(parts)
 
     @property
@@ -67,7 +75,10 @@ class Line:
     @property
     def is_row(self) -> bool:
         """Whether it looks like the row of a table."""
-        return "  " in self.text
+        gaps = [word.left - before.right for before, word in pairwise(self.words)]
+        if not gaps or max(gaps) <= _CELL_GAP * self.size:
+            return False
+        return len(gaps) == 1 or max(gaps) > min(_WIDE_GAP * self.size, 1.3 * min(gaps))
 
     @property
     def ends_broken(self) -> bool:
@@ -88,13 +99,30 @@ class Gutter:
         return self.bottom <= baseline <= self.top
 
 
-def find_lines(words: Sequence[Word]) -> list[Line]:
-    """The lines of a page, in drawing order."""
+def find_gutters(words: Sequence[Word], known: Sequence[float] = ()) -> list[Gutter]:
+    """The white strips between the columns of a page.
+
+    Args:
+        known: the middles of gutters on other pages: here they may be as short as a line.
+    """
     if not words:
         return []
-    em = median(word.size for word in words for _ in word.text)
+    em = _em(words)
     pieces = [Line(piece) for piece in _pieces(words, lambda before, word: word.left - before.right < 0.6 * em)]
-    gutters = list(_find_gutters(pieces, em))
+    found: list[Gutter] = []
+    for strip in sorted(_white_strips(pieces, em, known), key=lambda strip: strip.bottom - strip.top):
+        # Beside a gutter the ends of some short lines leave a lower strip.
+        if any(_overlap(strip, gutter) for gutter in found):
+            continue
+        least = _KNOWN_HEIGHT if _is_known(strip, known) else _GUTTER_HEIGHT
+        gutter = _trimmed(strip, pieces, (least - 2) * em)
+        if gutter is not None:
+            found.append(gutter)
+    return found
+
+
+def find_lines(words: Sequence[Word], gutters: Sequence[Gutter]) -> list[Line]:
+    """The lines of a page, in drawing order, none across a gutter."""
 
     def is_joined(before: Word, word: Word) -> bool:
         return not any(
@@ -106,6 +134,10 @@ def find_lines(words: Sequence[Word]) -> list[Line]:
     for line in lines:
         line.columns = tuple(_sides(line, gutters))
     return lines
+
+
+def _em(words: Sequence[Word]) -> float:
+    return median(word.size for word in words for _ in word.text)
 
 
 def _pieces(words: Sequence[Word], is_joined: _IsJoined) -> Iterator[list[Word]]:
@@ -151,12 +183,17 @@ def _fits_beside(line: Line, piece: Line, is_joined: _IsJoined) -> bool:
     pairs = list(pairwise(words))
     if any(word.left < before.right - 0.3 * line.size for before, word in pairs):
         return False
+    # On a page turned upside down PDFium gives the pieces of a line from right to left.
+    is_drawn_next = piece.order == max(word.order for word in line.words) + 1
     seams = [pair for pair in pairs if (pair[0] in line.words) != (pair[1] in line.words)]
-    return all(word.left - before.right < _SEAM_GAP * line.size and is_joined(before, word) for before, word in seams)
+    return all(
+        is_joined(before, word) and (is_drawn_next or word.left - before.right < _SEAM_GAP * line.size)
+        for before, word in seams
+    )
 
 
-def _find_gutters(pieces: Sequence[Line], em: float) -> Iterator[Gutter]:
-    """White strips, high and with text on both sides, on a raster of one point."""
+def _white_strips(pieces: Sequence[Line], em: float, known: Sequence[float]) -> Iterator[Gutter]:
+    """White strips that are wide and high enough, on a raster of one point."""
     left, bottom = min(piece.left for piece in pieces), min(piece.baseline for piece in pieces) - em
     width = int(max(piece.right for piece in pieces) - left) + 2
     height = int(max(piece.baseline for piece in pieces) - bottom + 2 * em) + 2
@@ -170,14 +207,22 @@ def _find_gutters(pieces: Sequence[Line], em: float) -> Iterator[Gutter]:
     is_white = counts[:, strip:] == counts[:, :-strip]
     found: list[tuple[int, int, int, int]] = []
     for x in range(is_white.shape[1]):
+        is_known = any(left + x <= middle <= left + x + strip for middle in known)
+        least = (_KNOWN_HEIGHT if is_known else _GUTTER_HEIGHT) * em
         edges = np.flatnonzero(np.diff(np.pad(is_white[:, x].astype(np.int8), 1)))
         for low, high in edges.reshape(-1, 2):
-            if high - low >= _GUTTER_HEIGHT * em:
+            if high - low >= least:
                 found.append((x, x + strip, int(low), int(high)))
     for x0, x1, low, high in _widest(found):
-        gutter = _trimmed(Gutter(left + x0, left + x1, bottom + low, bottom + high), pieces, em)
-        if gutter is not None:
-            yield gutter
+        yield Gutter(left + x0, left + x1, bottom + low, bottom + high)
+
+
+def _is_known(strip: Gutter, known: Sequence[float]) -> bool:
+    return any(strip.left <= middle <= strip.right for middle in known)
+
+
+def _overlap(one: Gutter, two: Gutter) -> bool:
+    return one.left < two.right and two.left < one.right and one.bottom < two.top and two.bottom < one.top
 
 
 def _widest(strips: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:
@@ -194,37 +239,46 @@ def _widest(strips: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int,
     yield from merged
 
 
-def _trimmed(gutter: Gutter, pieces: Sequence[Line], em: float) -> Gutter | None:
-    """The part of a strip that has text on both sides, if that text is columns; else None."""
-    beside = [piece for piece in pieces if gutter.is_beside(piece.baseline)]
+def _trimmed(strip: Gutter, pieces: Sequence[Line], least_height: float) -> Gutter | None:
+    """The part of a strip that has text beside it, if on both sides that is columns of words; else None."""
+    beside = [piece for piece in pieces if strip.is_beside(piece.baseline)]
     sides = []
     for side in (
-        [piece for piece in beside if piece.right <= gutter.left + 1],
-        [piece for piece in beside if piece.left >= gutter.right - 1],
+        [piece for piece in beside if piece.right <= strip.left + 1],
+        [piece for piece in beside if piece.left >= strip.right - 1],
     ):
-        nearest = _nearest(side, gutter)
-        if not nearest or median(len(piece.words) for piece in nearest) < _COLUMN_WORDS:
+        runs = _nearest_runs(side, strip)
+        if not runs or median(len(run) for run in runs) < _COLUMN_WORDS:
             return None
-        sides.append(nearest)
-    bottom = max(min(piece.baseline for piece in side) for side in sides)
-    top = min(max(piece.baseline for piece in side) for side in sides)
-    if top - bottom < (_GUTTER_HEIGHT - 2) * em:
+        words = [word for run in runs for word in run]
+        # The columns of a table of numbers are closer together.
+        if sum(word.text[:2].isalpha() for word in words) < 0.4 * len(words):
+            return None
+        sides.append([word.baseline for word in words])
+    if min(map(max, sides)) - max(map(min, sides)) < least_height:
         return None
     # Columns begin and end at different heights: the strip counts as far as one of them reaches.
-    bottom = min(min(piece.baseline for piece in side) for side in sides)
-    top = max(max(piece.baseline for piece in side) for side in sides)
-    return Gutter(gutter.left, gutter.right, bottom - 0.5, top + 0.5)
+    return Gutter(strip.left, strip.right, min(map(min, sides)) - 0.5, max(map(max, sides)) + 0.5)
 
 
-def _nearest(side: Sequence[Line], gutter: Gutter) -> list[Line]:
-    """Of the pieces on one side, those with no other between them and the gutter."""
-    nearest = []
-    for piece in side:
-        distance = _distance(piece, gutter)
-        in_row = (other for other in side if abs(other.baseline - piece.baseline) < 0.4 * piece.size)
-        if all(_distance(other, gutter) >= distance for other in in_row):
-            nearest.append(piece)
-    return nearest
+def _nearest_runs(side: Sequence[Line], strip: Gutter) -> list[list[Word]]:
+    """On one side of a strip, the words of each row from the strip on, as far as they stand close together."""
+    rows: list[list[Line]] = []
+    for piece in sorted(side, key=lambda piece: piece.baseline):
+        if rows and piece.baseline - rows[-1][0].baseline < 0.4 * piece.size:
+            rows[-1].append(piece)
+        else:
+            rows.append([piece])
+    runs = []
+    for row in rows:
+        row.sort(key=lambda piece: _distance(piece, strip))
+        run = list(row[0].words)
+        for near, far in pairwise(row):
+            if max(near.left - far.right, far.left - near.right) > _RUN_GAP * far.size:
+                break
+            run += far.words
+        runs.append(run)
+    return runs
 
 
 def _distance(piece: Line, gutter: Gutter) -> float:

@@ -29,6 +29,8 @@ _ESTIMATE_ERROR = 1.25
 _TAIL_BYTES = 4096
 # Of fewer pages than this, some beside them are looked at for what repeats at their edges.
 _PAGES_FOR_EDGES = 5
+# What programs write when nobody gave a title.
+_NO_TITLES = ("", "untitled", "untitled document", "document1")
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def read_pdf(
         if not any(page.words for page in read):
             raise NoTextError(_describe_no_text(name, len(chosen)))
         beside = [read_words(document, index) for index in _beside(chosen, num_pages)]
-        title = str(document.get_metadata_value("Title")).strip()
+        title = document.get_metadata_value("Title").strip()
     paragraphs, warnings = lay_out(read, beside)
-    return PdfText(paragraphs, len(chosen), num_pages, title or None, tuple(warnings))
+    return PdfText(paragraphs, len(chosen), num_pages, None if title.lower() in _NO_TITLES else title, tuple(warnings))
 
 
 def check_pdf(source: Path | bytes, name: str, *, password: str | None = None) -> None:

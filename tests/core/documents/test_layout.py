@@ -63,6 +63,19 @@ def test_columns_are_read_one_after_another(tmp_path: Path, num_columns: int, by
 
 
 @pytest.mark.parametrize("by_row", [False, True], ids=["column by column", "row by row"])
+def test_a_last_page_with_columns_of_few_lines(tmp_path: Path, by_row: bool) -> None:
+    words = make_words(1300, seed=9)
+    pages, left = [], words
+    for num_lines in (50, 50, 3):
+        page, left = columns_page(left, 2, num_lines=num_lines)
+        if by_row:
+            page.row_by_row()
+        pages.append(page)
+    shown = words[: len(words) - len(left)]
+    assert share_in_order(shown, read(tmp_path, build_pdf(pages)).text.split()) >= 0.98
+
+
+@pytest.mark.parametrize("by_row", [False, True], ids=["column by column", "row by row"])
 def test_title_abstract_figure_and_table_across_two_columns(tmp_path: Path, by_row: bool) -> None:
     words = make_words(1200, seed=11)
     abstract, before, beneath, caption = words[:100], words[100:280], words[280:600], words[600:630]
