@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 # Punctuation within a lower-case word; what is common there (apostrophes, slashes, dots, colons, ...) is not listed.
-_PUNCTUATION = re.compile(r"[A-Za-z][a-z]*[!\"#$%&*+][a-z]{2,}[.,;:)]?|[!#][a-z]{3,}[.,;:)]?")
+_PUNCTUATION = re.compile(r"[A-Za-z][a-z]*[!\"#$%][a-z]{2,}[.,;:)]?")
 _FOREIGN = "[\ufffd\ue000-\uf8ff]"
 # In formulas such signs stand beside single letters.
 _FOREIGN_IN_WORD = re.compile(
@@ -44,5 +44,7 @@ def without_foreign_signs(word: str) -> str:
     In a word of letters they stay: the reader sees that something is missing. The bullets of two common fonts become
     bullets.
     """
+    if word.isascii():
+        return word
     word = word.translate(_BULLETS)
     return word if _FOREIGN_IN_WORD.search(word) else re.sub(_FOREIGN, "", word)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from eabf_cli.core.documents.paragraphs import Paragraph
+from eabf_cli.core.documents.paragraph import Paragraph
 
 _HEADING = re.compile(
     r"(?:#+\s*)?\**(?:(?:\d{1,2}|[A-Z]|[IVX]{1,5})\.?\s+)?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from eabf_cli.core.documents.paragraphs import Paragraph
+from eabf_cli.core.documents.paragraph import Paragraph
 
 # fmt: off
 _HIDDEN = frozenset(
@@ -126,4 +126,4 @@ class _VisibleText(HTMLParser):
         self._text = []
         if text.strip() and text.strip() not in ("-",):
             is_item = bool(self._lists)
-            self.paragraphs.append(Paragraph([text], 0, is_heading=self._is_heading, is_row=is_item))
+            self.paragraphs.append(Paragraph([text], is_heading=self._is_heading, is_row=is_item))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from eabf_cli.core.documents.broken_fonts import describe_broken_fonts
 from eabf_cli.core.documents.lines import Line, find_gutters, find_lines
-from eabf_cli.core.documents.paragraphs import Paragraph, body_size, gather_labels, join_paragraphs, page_paragraphs
+from eabf_cli.core.documents.paragraph import Paragraph
+from eabf_cli.core.documents.paragraphs import body_size, gather_labels, join_paragraphs, page_paragraphs
 from eabf_cli.core.documents.reading_order import find_blocks
 from eabf_cli.core.documents.running_heads import PageEdges
 from eabf_cli.core.documents.words import PageWords

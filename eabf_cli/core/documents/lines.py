@@ -202,17 +202,18 @@ def _white_strips(pieces: Sequence[Line], em: float, known: Sequence[float]) -> 
         low, high = int(piece.baseline - 0.25 * piece.size - bottom), int(piece.baseline + 0.75 * piece.size - bottom)
         is_text[max(low, 0) : high + 1, int(piece.left - left) : int(piece.right - left) + 1] = True
     strip = max(int(_GUTTER_WIDTH * em), 4)
-    # Whether the strip that begins at x is white: no text in any of its columns of points.
-    counts = np.cumsum(np.pad(is_text, ((0, 0), (1, 0))), axis=1)
-    is_white = counts[:, strip:] == counts[:, :-strip]
-    found: list[tuple[int, int, int, int]] = []
-    for x in range(is_white.shape[1]):
-        is_known = any(left + x <= middle <= left + x + strip for middle in known)
-        least = (_KNOWN_HEIGHT if is_known else _GUTTER_HEIGHT) * em
-        edges = np.flatnonzero(np.diff(np.pad(is_white[:, x].astype(np.int8), 1)))
-        for low, high in edges.reshape(-1, 2):
-            if high - low >= least:
-                found.append((x, x + strip, int(low), int(high)))
+    # [x, y]: whether the strip that begins at x is white at y.
+    counts = np.cumsum(np.pad(is_text, ((0, 0), (1, 0))), axis=1, dtype=np.int16)
+    is_white = np.pad((counts[:, strip:] == counts[:, :-strip]).T.astype(np.int8), ((0, 0), (1, 1)))
+    edges = np.diff(is_white, axis=1)
+    (places, lows), (_, highs) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    is_known = np.array([any(left + x <= middle <= left + x + strip for middle in known) for x in range(len(edges))])
+    least = np.where(is_known, _KNOWN_HEIGHT, _GUTTER_HEIGHT) * em
+    is_high = highs - lows >= least[places]
+    found = [
+        (x, x + strip, low, high)
+        for x, low, high in zip(places[is_high].tolist(), lows[is_high].tolist(), highs[is_high].tolist(), strict=True)
+    ]
     for x0, x1, low, high in _widest(found):
         yield Gutter(left + x0, left + x1, bottom + low, bottom + high)
 

@@ -5,58 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from eabf_cli.core.documents.lines import Line
+from eabf_cli.core.documents.paragraph import HEADING_WORDS, KNOWN_HEADING, NUMBERED_HEADING, Paragraph
 from eabf_cli.core.documents.reading_order import Block
 from eabf_cli.core.documents.words import LINE_END_HYPHEN
 
-_NUMBERED = r"(?:[A-Z]|\d{1,2}|[IVX]{1,5})(?:\.\d{1,2}){0,3}\.?"
-_NUMBERED_HEADING = re.compile(_NUMBERED + r"\s+[A-Z]\S*(?:\s\S+){0,11}")
-_KNOWN_HEADING = re.compile(
-    rf"(?:{_NUMBERED}\s+)?(?:abstract|introduction|conclusions?|references|bibliography|literature cited|"
-    r"acknowledge?ments?|appendix|appendices|supplementary material)\.?",
-    re.IGNORECASE,
-)
 _BULLET = re.compile(r"(?:[\u2022\u25aa\u25cf\u25e6\u2023\u2219\u00b7]|\(?[a-z0-9]{1,2}[.)]|\[\d{1,3}\])\s")
 _CAPTION = re.compile(r"(?:fig(?:ure|\.)|table|algorithm|listing)\s*\w{1,4}\s*[.:|]", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"""[.!?:;][)\]"'\u201d\u2019]*$""")
-_HEADING_WORDS = 16
 # How far ahead the rest of a paragraph may be found behind notes, figures and tables.
 _LOOKAHEAD = 40
-
-
-@dataclass
-class Paragraph:
-    """A paragraph, a heading or the row of a table.
-
-    Attributes:
-        lines: their texts; a line's last word may end in LINE_END_HYPHEN or "-".
-        page: the number of the page on which it begins, from 0.
-        is_aside: not part of the running text: a note, a caption, a table.
-        fills_last_line: whether the last line reaches the column's edge, so that the text may go on.
-        begins_column: whether it is the first of its block.
-        is_indented: whether the first line is set in.
-        block: the number of its block on the page; `left` and `right` are its edges.
-    """
-
-    lines: list[str]
-    page: int
-    size: float = 0.0
-    is_heading: bool = False
-    is_aside: bool = False
-    is_row: bool = False
-    fills_last_line: bool = False
-    begins_column: bool = False
-    is_indented: bool = False
-    block: int = 0
-    left: float = 0.0
-    right: float = 0.0
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.lines)
 
 
 def body_size(pages: Sequence[Sequence[Block]]) -> float:
@@ -104,21 +64,14 @@ def _paragraph(lines: Sequence[Line], block: Block, page: int, size: float) -> P
 
 
 def _is_heading(lines: Sequence[Line], text: str, size: float) -> bool:
-    if len(lines) > 3 or len(text.split()) > _HEADING_WORDS or not re.search(r"[^\W\d_]{2}", text):
+    if len(lines) > 3 or len(text.split()) > HEADING_WORDS or not re.search(r"[^\W\d_]{2}", text):
         return False
-    if _KNOWN_HEADING.fullmatch(text):
+    if KNOWN_HEADING.fullmatch(text):
         return True
     is_distinct = lines[0].size > 1.07 * size or all(line.is_bold for line in lines)
     if text.endswith((".", ",", ";")) and not lines[0].size > 1.3 * size:
         return False
-    return is_distinct or (len(lines) == 1 and _NUMBERED_HEADING.fullmatch(text) is not None and len(text) < 80)
-
-
-def is_heading_text(text: str) -> bool:
-    """Whether a paragraph of plain text reads like a heading: a numbered title, or one that papers share."""
-    if "\n" in text or len(text.split()) > _HEADING_WORDS or text.endswith((".", ",", ";")):
-        return False
-    return any(pattern.fullmatch(text) for pattern in (_KNOWN_HEADING, _NUMBERED_HEADING))
+    return is_distinct or (len(lines) == 1 and NUMBERED_HEADING.fullmatch(text) is not None and len(text) < 80)
 
 
 def _split(block: Block, size: float) -> Iterator[list[Line]]:

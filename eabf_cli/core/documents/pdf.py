@@ -16,6 +16,7 @@ from eabf_cli.core.documents.document import (
     NoTextError,
 )
 from eabf_cli.core.documents.page_ranges import parse_page_ranges
+from eabf_cli.core.documents.paragraph import Paragraph
 
 # PDFium keeps state per process and is not safe to call from two threads.
 _PDFIUM_LOCK = threading.Lock()
@@ -38,10 +39,10 @@ class PdfText:
     """What was read of a PDF.
 
     Attributes:
-        paragraphs: in reading order (see `paragraphs.Paragraph`), words still broken at lines' ends.
+        paragraphs: in reading order (see `paragraph.Paragraph`), words still broken at lines' ends.
     """
 
-    paragraphs: list[Any]
+    paragraphs: list[Paragraph]
     num_pages: int
     num_pages_in_file: int
     title: str | None

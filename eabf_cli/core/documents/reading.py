@@ -12,7 +12,7 @@ from typing import Literal
 from eabf_cli.core.documents.citations import find_references, set_off_heading
 from eabf_cli.core.documents.content import HEAD_BYTES, STDIN_NAME, decode_html, decode_text, describe_zip, find_kind
 from eabf_cli.core.documents.document import Document, DocumentError, DocumentTooLongError, NoTextError
-from eabf_cli.core.documents.paragraphs import Paragraph, is_heading_text
+from eabf_cli.core.documents.paragraph import Paragraph, is_heading_text
 from eabf_cli.core.errors import InvalidConfigError
 
 # A text file of fewer bytes is read before its words are counted.
@@ -110,7 +110,7 @@ def _read_text(content: Path | bytes, name: str, kind: str, references: str, max
         if references == "drop":
             text = set_off_heading(text)
         parts = (part.rstrip() for part in _BLANK_LINES.split(text.strip("\n")))
-        paragraphs = [Paragraph([part], 0, is_heading=_is_heading(part, kind)) for part in parts if part.strip()]
+        paragraphs = [Paragraph([part], is_heading=_is_heading(part, kind)) for part in parts if part.strip()]
     paragraphs, num_cut = _without_references(paragraphs, references)
     return Document(_joined(paragraphs), None, kind, title=title, num_reference_words=num_cut)
 

@@ -91,6 +91,8 @@ def clean_characters(text: str) -> str:
 
     Other compatibility characters stay: in a formula, x\u00b2 is not x2.
     """
+    if text.isascii() and text.isprintable():
+        return text
     text = text.translate(_LIGATURES).translate(_INVISIBLE)
     return "".join("\ufffd" if unicodedata.category(character) in ("Cc", "Cn") else character for character in text)
 
