@@ -21,7 +21,6 @@ from eabf_cli.core.documents import (
     DocumentTooLongError,
     LockedDocumentError,
     NoTextError,
-    pdf,
     read_document,
 )
 from eabf_cli.core.errors import EabfError, InvalidConfigError
@@ -273,7 +272,3 @@ def test_any_text_in_a_column_comes_back_in_order(tmp_path: Path, words: list[st
     path = write(tmp_path / "a.pdf", build_pdf([page]))
     found = read_document(path, references="keep").text
     assert "".join(found.split()) == "".join(words)
-
-
-def test_pdfium_is_called_by_one_thread_at_a_time() -> None:
-    assert isinstance(pdf._PDFIUM_LOCK, type(threading.Lock()))
