@@ -25,7 +25,7 @@ MAX_ENTRIES = 20
 MAX_BYTES = 2 * 2**30
 
 # To be raised when the same data gives other samples, or an entry has another form.
-_FORMAT = 1
+_FORMAT = 2
 _LIBRARIES = ("transformers", "tokenizers", "datasets", "pypdfium2")
 _SUFFIX = ".samples.safetensors"
 _METADATA_KEY = "eabf_samples"

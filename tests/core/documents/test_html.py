@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from eabf_cli.core.documents.html import read_html
+
+
+def texts(html: str) -> list[str]:
+    return [paragraph.text for paragraph in read_html(html)[0]]
+
+
+def test_headings_paragraphs_lists_and_tables_are_apart() -> None:
+    html = """<body><h1>On <em>Gel</em></h1><p>First
+      line &amp; more.<br>Next.</p><ul><li>one<li>two</ul><ol><li>a</li><li>b</li></ol>
+      <table><tr><th>x</th><th>y</th></tr><tr><td>1</td><td>2</td></tr></table><pre>  a
+    b</pre>end</body>"""
+    expected = [
+        "On Gel",
+        "First line & more.\nNext.",
+        "- one",
+        "- two",
+        "1. a",
+        "2. b",
+        "x  y",
+        "1  2",
+        "  a\n    b",
+        "end",
+    ]
+    assert texts(html) == expected
+    assert read_html(html)[0][0].is_heading
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<script>if (a < b) { x('</p>') }</script>",
+        "<style>p { color: red }</style>",
+        "<nav><ul><li>Home</li></ul></nav>",
+        "<noscript>Turn it on</noscript>",
+        "<div hidden>secret <b>more</b></div>",
+        "<span aria-hidden='true'>x</span>",
+        "<template><p>later</p></template>",
+        "<!-- a comment -->",
+        "<form><label>Search<input name=q></label></form>",
+    ],
+)
+def test_what_is_not_shown_is_not_read(hidden: str) -> None:
+    assert texts(f"<p>before</p>{hidden}<p>behind</p>") == ["before", "behind"]
+
+
+def test_elements_may_be_left_open_and_entities_may_be_numbers() -> None:
+    assert texts("<head><title>T</title><body><p>caf&eacute; &#8212; &#x3b8;<p>two<div hidden><p>x</div>three") == [
+        "caf\u00e9 \u2014 \u03b8",
+        "two",
+        "three",
+    ]
+
+
+def test_the_title_is_the_head_s() -> None:
+    html = "<html><head><title> On\n Gel </title></head><body><svg><title>icon</title></svg>x</body></html>"
+    assert read_html(html)[1] == "On Gel"
+    assert read_html("<p>x</p>")[1] is None

@@ -1,0 +1,88 @@
+"""A paper's list of references: cut, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eabf_cli.core.documents import Document, read_document
+from tests.core.documents.pdf_builder import BOLD, FONT, LEADING, Page, build_pdf, make_words
+
+ENTRIES = [
+    "[1] G. Homint and K. Murnep. On gel and its uses. In Proceedings of Lo, pages 3-14, 2019.",
+    "[2] N. Ostper. Quarin, a study. arXiv:1901.00001, 2021.",
+    "[3] S. Tolnev, U. Vel and W. Wex. A longer title that needs more than one line of the page to be "
+    "set in full, as some do. Journal of Fu, 12(3):1-20, 2018.",
+    "[4] The Gel Project. https://gel.example/docs, 2020.",
+]
+
+
+def make_paper(heading: str, behind: list[tuple[str, str]]) -> bytes:
+    page, y = Page(), 720.0
+
+    def put(text: str, font: str = FONT) -> None:
+        nonlocal y
+        before = len(page.lines)
+        page.put_column(text.split(), 72, y, 468, font=font)
+        y -= LEADING * 10 * (len(page.lines) - before) + 8
+
+    put("1 Introduction", BOLD)
+    put(" ".join(make_words(80, seed=1)))
+    put(heading, BOLD)
+    for entry in ENTRIES:
+        put(entry)
+    for title, text in behind:
+        put(title, BOLD)
+        put(text)
+    return build_pdf([page])
+
+
+def read(tmp_path: Path, name: str, content: bytes, **options: str) -> Document:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return read_document(path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("heading", ["References", "7 References", "REFERENCES", "Bibliography", "Literature Cited"])
+@pytest.mark.parametrize("title", [None, "A Proofs", "Appendix", "Supplementary Material", "A.1 Details of the Gel"])
+def test_the_list_goes_and_the_appendix_stays(tmp_path: Path, heading: str, title: str | None) -> None:
+    appendix = " ".join(make_words(90, seed=2))
+    content = make_paper(heading, [(title, appendix)] if title else [])
+    document = read(tmp_path, "a.pdf", content)
+    intro = " ".join(make_words(80, seed=1))
+    expected = ["1 Introduction", intro] + ([title, appendix] if title else [])
+    assert document.text.split("\n\n") == expected
+    assert document.num_reference_words == len(f"{heading} {' '.join(ENTRIES)}".split())
+    kept = read(tmp_path, "a.pdf", content, references="keep")
+    assert kept.num_reference_words == 0
+    assert all(entry in kept.text.replace("\n", " ") for entry in ENTRIES)
+
+
+def test_a_section_of_that_name_without_citations_stays(tmp_path: Path) -> None:
+    words = " ".join(make_words(200, seed=4))
+    text = f"Introduction\n\n{words}\n\nReferences\n\n{words}\n\nEnd."
+    document = read(tmp_path, "a.txt", text.encode())
+    assert document.text == text
+    assert document.num_reference_words == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "heading", "appendix"),
+    [
+        ("a.txt", "References", "Appendix A"),
+        ("a.md", "## References", "## A closing word"),
+        ("a.md", "## 5. References", "## Appendix"),
+        ("a.html", "<h2>References</h2>", "<h2>A closing word</h2>"),
+    ],
+)
+def test_text_and_pages_of_the_web_too(tmp_path: Path, name: str, heading: str, appendix: str) -> None:
+    entries = "".join(f"<p>{entry}</p>" for entry in ENTRIES) if "html" in name else "\n".join(ENTRIES)
+    text = f"Words come first.\n{heading}\n{entries}\n\n{appendix}\n\nMore words follow here."
+    if "html" in name:
+        text = f"<html><body>{text}</body></html>"
+    document = read(tmp_path, name, text.encode())
+    assert "Homint" not in document.text
+    assert document.text.startswith("Words come first.")
+    assert document.text.endswith("More words follow here.")
+    assert document.num_reference_words > 40
