@@ -21,6 +21,8 @@ _EXPORTS = {
     "load_tokenizer": "checkpoint",
     "FinetuneConfig": "finetune.plan",
     "finetune": "finetune.run",
+    "SummarizeConfig": "summarize.settings",
+    "summarize": "summarize.run",
     "EvalConfig": "evaluation",
     "evaluate": "evaluation",
     "PatchConfig": "patch_checkpoint",

@@ -10,6 +10,7 @@ import click
 
 from eabf_cli.commands.finetune import finetune
 from eabf_cli.commands.patch import patch
+from eabf_cli.commands.summarize import summarize
 from eabf_cli.core.errors import EabfError
 
 INTERRUPTED = 130
@@ -46,3 +47,4 @@ def main() -> None:
 
 main.add_command(finetune)
 main.add_command(patch)
+main.add_command(summarize)

@@ -109,13 +109,20 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> b
     return value
 
 
-model_options = bundle(
-    click.option(
-        "-m", "--model", metavar="ID_OR_PATH", help=f"Hub id, folder, GGUF file, or {DEMO_MODEL} (the default)."
-    ),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
-    click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer's own code run."),
-)
+def model_options_for(default: str) -> Decorator:
+    """The options that name a model; help shows what is used when none is named."""
+    return bundle(
+        click.option(
+            "-m",
+            "--model",
+            metavar="ID_OR_PATH",
+            help=f"Hub id, folder, GGUF file, or {DEMO_MODEL}.  [default: {default}]",
+        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
+        click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer's own code run."),
+    )
+
+
 compute_options = bundle(
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Weights' dtype."),
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run."),
@@ -128,30 +135,38 @@ compute_options = bundle(
         help="Seed of everything random.",
     ),
 )
-method_options = bundle(
-    click.option(
-        "--method",
-        type=click.Choice(_METHOD_NAMES),
-        default=RopeScalingConfig.method,
-        show_default=True,
-        help="How to extend the window.",
-    ),
-    click.option(
-        "--factor",
-        type=float,
-        help=f"Target window divided by the pre-trained one.  [default: {RopeScalingConfig.factor:g}]",
-    ),
-    click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
-    click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
-    click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if not the model's."),
-    click.option("--rebase", is_flag=True, help="Take an existing scaling off the model first."),
-    click.option(
-        "--unscaled-layers",
-        type=IntegerList(none_word="none"),
-        metavar="LIST|none",
-        help="Layers whose logits are not scaled.  [default: 0,1 for eabf]",
-    ),
-)
+
+
+def method_options_for(default_factor: str) -> Decorator:
+    """The options that describe a method; help shows which factor is used when none is given."""
+    return bundle(
+        click.option(
+            "--method",
+            type=click.Choice(_METHOD_NAMES),
+            default=RopeScalingConfig.method,
+            show_default=True,
+            help="How to extend the window.",
+        ),
+        click.option(
+            "--factor",
+            type=float,
+            help=f"Target window divided by the pre-trained one.  [default: {default_factor}]",
+        ),
+        click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
+        click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
+        click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if not the model's."),
+        click.option("--rebase", is_flag=True, help="Take an existing scaling off the model first."),
+        click.option(
+            "--unscaled-layers",
+            type=IntegerList(none_word="none"),
+            metavar="LIST|none",
+            help="Layers whose logits are not scaled.  [default: 0,1 for eabf]",
+        ),
+    )
+
+
+model_options = model_options_for(DEMO_MODEL)
+method_options = method_options_for(f"{RopeScalingConfig.factor:g}")
 output_options = bundle(
     click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
@@ -183,7 +198,7 @@ def model_or_demo(model: str | None) -> str:
 
 def method_request(values: dict[str, Any]) -> Any:
     """Take the shared method options out of a command's values, as the core's `MethodRequest`."""
-    from eabf_cli.core.patch_checkpoint import MethodRequest
+    from eabf_cli.core.method_request import MethodRequest
 
     names = ("method", "factor", "max_length", "rope_theta", "original_length", "rebase", "unscaled_layers")
     return MethodRequest(**{name: values.pop(name) for name in names})
