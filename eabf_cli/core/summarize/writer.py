@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from eabf_cli.core.summarize.repetition import repeated_from
+from eabf_cli.core.summarize.repetition import repeating_from
 from eabf_cli.core.summarize.sentences import last_sentence_end
 
 
@@ -16,8 +16,8 @@ class SummaryWriter(BaseStreamer):
     """A streamer for transformers' `generate` that hands on finished sentences only.
 
     What was shown cannot be taken back, but the last sentence may be cut by the limit of tokens, and what goes
-    round in circles is dropped. So text is handed on sentence by sentence, and a block that is being repeated
-    waits until the text leaves it. The pieces joined are exactly the final text, which begins with `start`.
+    round in circles is dropped. So text is handed on sentence by sentence, and what repeats the text right before
+    it waits until the two differ. The pieces joined are exactly the final text, which begins with `start`.
     """
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None = None, *, start: str = "") -> None:
@@ -38,8 +38,8 @@ class SummaryWriter(BaseStreamer):
             self._expects_prompt = False
             return
         self.ids += value.flatten().tolist()
-        # A block that stands there twice may be the beginning of a loop.
-        start = repeated_from(self.ids, min_repeats=2, min_tokens=2)
+        # It may be the beginning of a loop.
+        start = repeating_from(self.ids)
         text = self._decode(self.ids)
         limit = len(text) if start is None else len(self._decode(self.ids[:start]))
         self._show(text[: min(last_sentence_end(text), limit)])
