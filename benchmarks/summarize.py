@@ -88,7 +88,11 @@ def run_apart(side: str, length: int, options: argparse.Namespace) -> dict[str, 
     for name in ("new_tokens", "chunk_tokens", "dtype", "device"):
         arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        [sys.executable, __file__, *arguments],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+        text=True,
+        check=True,
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -115,8 +119,8 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[int]]:
     model.generation_config.eos_token_id = None
     ids: list[int] = []
     while len(ids) < length:
-        for record in open_records("demo-long", split="heldout"):
-            ids += document_ids(tokenizer, (record.read().text or "") + "\n\n")
+        for read in open_records("demo-long", split="heldout"):
+            ids += document_ids(tokenizer, (read().text or "") + "\n\n")
             if len(ids) >= length:
                 break
     return model, tokenizer, ids[:length]
@@ -189,7 +193,7 @@ def run_llama_cpp(options: argparse.Namespace) -> dict[str, Any]:
 
     (length,) = options.lengths
     tokenizer = load_tokenizer(options.model)
-    text = "\n\n".join(record.read().text or "" for record in open_records("demo-long", split="heldout"))
+    text = "\n\n".join(read().text or "" for read in open_records("demo-long", split="heldout"))
     ids = (tokenizer(text, add_special_tokens=False)["input_ids"] * 8)[:length]
     model = llama_cpp.Llama(
         options.model,
