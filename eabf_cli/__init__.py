@@ -23,6 +23,8 @@ _EXPORTS = {
     "compute_attention_entropy": "entropy.run",
     "FinetuneConfig": "finetune.plan",
     "finetune": "finetune.run",
+    "SummarizeConfig": "summarize.settings",
+    "summarize": "summarize.run",
     "EvalConfig": "evaluation",
     "evaluate": "evaluation",
     "PatchConfig": "patch_checkpoint",

@@ -11,6 +11,7 @@ import click
 from eabf_cli.commands.entropy import entropy
 from eabf_cli.commands.finetune import finetune
 from eabf_cli.commands.patch import patch
+from eabf_cli.commands.summarize import summarize
 from eabf_cli.core.errors import EabfError
 
 INTERRUPTED = 130
@@ -48,3 +49,4 @@ def main() -> None:
 main.add_command(entropy)
 main.add_command(finetune)
 main.add_command(patch)
+main.add_command(summarize)

@@ -109,20 +109,40 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> b
     return value
 
 
-def _method_options(default: str | None) -> Decorator:
-    """Which method, and its numbers; without a default, no method unless one is named."""
+def model_options_for(default: str) -> Decorator:
+    """The options that name a model; help shows what is used when none is named."""
+    return bundle(
+        click.option(
+            "-m",
+            "--model",
+            metavar="ID_OR_PATH",
+            help=f"Hub id, folder, GGUF file, or {DEMO_MODEL}.  [default: {default}]",
+        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
+        click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer's own code run."),
+    )
+
+
+def method_options_for(*, method: str | None = RopeScalingConfig.method, default_factor: str = "") -> Decorator:
+    """The options that describe a method.
+
+    Args:
+        method: the default; None applies no method unless one is named.
+        default_factor: what help says is used when no factor is given.
+    """
+    default_factor = default_factor or f"{RopeScalingConfig.factor:g}"
     return bundle(
         click.option(
             "--method",
             type=click.Choice(_METHOD_NAMES),
-            default=default,
-            show_default=default is not None,
-            help="How to extend the window." + ("" if default else "  [default: the model as it stands]"),
+            default=method,
+            show_default=method is not None,
+            help="How to extend the window." + ("" if method else "  [default: the model as it stands]"),
         ),
         click.option(
             "--factor",
             type=float,
-            help=f"Target window divided by the pre-trained one.  [default: {RopeScalingConfig.factor:g}]",
+            help=f"Target window divided by the pre-trained one.  [default: {default_factor}]",
         ),
         click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
         click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
@@ -137,13 +157,9 @@ def _method_options(default: str | None) -> Decorator:
     )
 
 
-model_options = bundle(
-    click.option(
-        "-m", "--model", metavar="ID_OR_PATH", help=f"Hub id, folder, GGUF file, or {DEMO_MODEL} (the default)."
-    ),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
-    click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer's own code run."),
-)
+model_options = model_options_for(DEMO_MODEL)
+method_options = method_options_for()
+optional_method_options = method_options_for(method=None)
 compute_options = bundle(
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Weights' dtype."),
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to run."),
@@ -156,8 +172,6 @@ compute_options = bundle(
         help="Seed of everything random.",
     ),
 )
-method_options = _method_options(RopeScalingConfig.method)
-optional_method_options = _method_options(None)
 output_options = bundle(
     click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
@@ -205,7 +219,7 @@ METHOD_FIELDS = ("method", "factor", "max_length", "rope_theta", "original_lengt
 
 def method_request(values: dict[str, Any]) -> Any:
     """Take the shared method options out of a command's values, as the core's `MethodRequest`; None without method."""
-    from eabf_cli.core.patch_checkpoint import MethodRequest
+    from eabf_cli.core.method_request import MethodRequest
 
     given = {name: values.pop(name) for name in METHOD_FIELDS}
     if given["method"] is not None:
@@ -218,6 +232,6 @@ def method_request(values: dict[str, Any]) -> Any:
 
 def wanted_extension(values: dict[str, Any]) -> Any:
     """What the shared method options say of an extension that is not applied yet; the default method without one."""
-    from eabf_cli.core.patch_checkpoint import MethodRequest
+    from eabf_cli.core.method_request import MethodRequest
 
     return MethodRequest(**{name: values[name] for name in METHOD_FIELDS if values[name] is not None})

@@ -36,6 +36,11 @@ def result(data: dict[str, Any], text: str, *, as_json: bool) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str) if as_json else text)
 
 
+def piece(text: str) -> None:
+    """Print a part of a result that is still being made, without a line end."""
+    click.echo(text, nl=False)
+
+
 def status(message: str) -> None:
     """Say what is going on."""
     if _verbosity >= 0:

@@ -167,7 +167,10 @@ def load_weights(source: ModelSource, config: PretrainedConfig, **options: Any) 
         CheckpointError: weights that are missing, damaged, pickled or of another shape.
     """
     if source.gguf_file is not None:
-        result = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, **options)
+        # With its configuration, so that the file is not parsed once more for it.
+        result = AutoModelForCausalLM.from_pretrained(
+            source.folder, gguf_file=source.gguf_file, config=config, **options
+        )
         # The weights are dequantised by now; what is left of the quantizer forbids to save and to train them.
         for name in ("hf_quantizer", "is_quantized", "quantization_method"):
             vars(result).pop(name, None)

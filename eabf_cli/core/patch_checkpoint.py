@@ -13,6 +13,7 @@ from eabf_cli.core.checkpoint_format import check_can_save, join_config
 from eabf_cli.core.demo import DEMO_MODEL
 from eabf_cli.core.errors import AlreadyScaledError, InvalidConfigError
 from eabf_cli.core.files import check_space, check_target, read_json, whole_folder, write_json
+from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.model_card import write_model_card
 from eabf_cli.core.patching import apply_resolution
 from eabf_cli.core.report import PatchReport, plan_patch
@@ -36,22 +37,6 @@ _TOKENIZER_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodRequest:
-    """What a user asks of a method, before the model is known.
-
-    `factor` and `max_length` give each other; neither means the default factor.
-    """
-
-    method: str = "eabf"
-    factor: float | None = None
-    max_length: int | None = None
-    rope_theta: float | str | None = None
-    original_length: int | None = None
-    unscaled_layers: tuple[int, ...] | None = None
-    rebase: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

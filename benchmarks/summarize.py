@@ -1,0 +1,285 @@
+"""Speed and peak memory of summarizing: ours, transformers' generate(), the official way, and llama.cpp, side by side.
+
+    python benchmarks/summarize.py --lengths 8192 --new-tokens 200 --rounds 3 -o benchmarks/results/summarize-cpu.json
+    python benchmarks/summarize.py --model PATH.gguf --lengths 512 --new-tokens 8 --rounds 1
+
+Every side continues the same prompt, of the bundled demo texts repeated, greedily by the same number of tokens, with
+the same model under eabf, in a process of its own, in turns (A B A B ...).
+
+eabf      `Generator.write`: prefill in chunks into a cache that is allocated once.
+generate  transformers' generate() with its own cache, the whole prompt in one forward pass.
+official  the whole prompt at once and no cache: every token costs the whole prompt. A few tokens are timed and the rest
+          is extrapolated: tokens x median seconds of one, which is low, since the text grows meanwhile.
+llama.cpp the same GGUF file, in its own quantisation and without eabf, if llama_cpp is installed.
+
+The end of a text is not looked for, so that all sides make the same number of tokens; where ours stops for a loop and
+tries again, its decoding time is brought to that number. Peak memory is that of the process (VmHWM, Linux), libraries
+included, or of the GPU's tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+OFFICIAL_TOKENS = 2
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.side:
+        print(json.dumps(SIDES[options.side](options)))
+        return
+    names = ["eabf", "generate", "official"]
+    if options.model.endswith(".gguf") and importlib.util.find_spec("llama_cpp") is not None:
+        names.append("llama.cpp")
+    results = []
+    for length in options.lengths:
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for number in range(options.rounds):
+            for name in names:
+                # The slow side is extrapolated anyway: once is enough.
+                if name == "official" and number:
+                    continue
+                runs[name].append(run_apart(name, length, options))
+                print(
+                    f"length {length}, round {number + 1}, {name}: {runs[name][-1]['total_s']:.1f} s", file=sys.stderr
+                )
+        results.append({"length": length, "sides": {name: summary(found) for name, found in runs.items()}})
+    settings = {name: getattr(options, name) for name in ("new_tokens", "rounds", "dtype", "device")}
+    report = {"machine": machine(options), "model": Path(options.model).name, **settings, "results": results}
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2) if options.json else table(report))
+
+
+def parse_arguments() -> argparse.Namespace:
+    from eabf_cli.core.summarize.default_model import default_model
+
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=formatter)
+    parser.add_argument("--model", default=default_model(), help="as for eabf summarize -m")
+    parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], default="8192")
+    parser.add_argument("--new-tokens", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turns")
+    parser.add_argument("--chunk-tokens", type=int, default=1024)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("-o", "--output", type=Path, help="write the report as JSON to this file")
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_apart(side: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One side in a fresh process."""
+    arguments = ["--side", side, "--lengths", str(length), "--model", options.model]
+    for name in ("new_tokens", "chunk_tokens", "dtype", "device"):
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+# ---- The sides -----------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[int]]:
+    """The model extended as far as the prompt needs it, its tokenizer, and the prompt's tokens."""
+    from eabf_cli import RopeScalingConfig, apply_method, load_model, load_tokenizer
+    from eabf_cli.core.data.records import open_records
+    from eabf_cli.core.summarize.prompts import document_ids
+    from eabf_cli.core.summarize.window import doubled_factor
+
+    tokenizer = load_tokenizer(options.model)
+    model = load_model(options.model, dtype=options.dtype, device=options.device)
+    (length,) = options.lengths
+    window = model.config.max_position_embeddings
+    if length + options.new_tokens > window:
+        factor = doubled_factor(length + options.new_tokens, window)
+        apply_method(model, RopeScalingConfig(method="eabf", factor=factor))
+    # No text ends before its time.
+    model.generation_config.eos_token_id = None
+    ids: list[int] = []
+    while len(ids) < length:
+        for read in open_records("demo-long", split="heldout"):
+            ids += document_ids(tokenizer, (read().text or "") + "\n\n")
+            if len(ids) >= length:
+                break
+    return model, tokenizer, ids[:length]
+
+
+def run_eabf(options: argparse.Namespace) -> dict[str, Any]:
+    from eabf_cli.core.summarize.generation import Generator
+
+    model, tokenizer, ids = prepare(options)
+    tokenizer.eos_token = None
+    generator = Generator(model=model, tokenizer=tokenizer, chunk_tokens=options.chunk_tokens)
+    written = generator.write(ids, options.new_tokens)
+    write_s = generator.write_s * options.new_tokens / written.num_tokens
+    return measured(options, generator.read_s, write_s, written.num_tokens)
+
+
+def run_generate(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    model, _, ids = prepare(options)
+
+    class Times(StoppingCriteria):
+        """When each token was there."""
+
+        def __init__(self) -> None:
+            self.at: list[float] = []
+
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            self.at.append(time.perf_counter())
+            return torch.zeros(1, dtype=torch.bool, device=input_ids.device)
+
+    times = Times()
+    row = torch.tensor([ids], device=model.device)
+    started = time.perf_counter()
+    model.generate(
+        row,
+        attention_mask=torch.ones_like(row),
+        max_new_tokens=options.new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([times]),
+    )
+    return measured(options, times.at[0] - started, time.perf_counter() - times.at[0], len(times.at))
+
+
+def run_official(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    model, _, ids = prepare(options)
+    row = torch.tensor([ids], device=model.device)
+    step_s = []
+    with torch.no_grad():
+        for _ in range(OFFICIAL_TOKENS):
+            started = time.perf_counter()
+            # All logits, as generate() of its transformers version computes them.
+            token = model(row, use_cache=False).logits[:, -1:].argmax(-1)
+            step_s.append(time.perf_counter() - started)
+            row = torch.cat([row, token], dim=1)
+    per_token = median(step_s)
+    result = measured(options, per_token, per_token * (options.new_tokens - 1), options.new_tokens)
+    return result | {"is_extrapolated_from": step_s}
+
+
+def run_llama_cpp(options: argparse.Namespace) -> dict[str, Any]:
+    import llama_cpp
+
+    from eabf_cli import load_tokenizer
+    from eabf_cli.core.data.records import open_records
+
+    (length,) = options.lengths
+    tokenizer = load_tokenizer(options.model)
+    text = "\n\n".join(read().text or "" for read in open_records("demo-long", split="heldout"))
+    ids = (tokenizer(text, add_special_tokens=False)["input_ids"] * 8)[:length]
+    model = llama_cpp.Llama(
+        options.model,
+        n_ctx=length + options.new_tokens,
+        n_batch=options.chunk_tokens,
+        n_threads=os.cpu_count(),
+        verbose=False,
+    )
+    started = time.perf_counter()
+    model.eval(ids)
+    read_s = time.perf_counter() - started
+    started = time.perf_counter()
+    for _ in range(options.new_tokens):
+        model.eval([model.sample(temp=0.0)])
+    return measured(options, read_s, time.perf_counter() - started, options.new_tokens)
+
+
+SIDES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "eabf": run_eabf,
+    "generate": run_generate,
+    "official": run_official,
+    "llama.cpp": run_llama_cpp,
+}
+
+
+def measured(options: argparse.Namespace, read_s: float, write_s: float, num_tokens: int) -> dict[str, Any]:
+    import torch
+
+    from eabf_cli.core.devices import peak_memory_gib
+
+    return {
+        "total_s": read_s + write_s,
+        "prefill_s": read_s,
+        "decode_s": write_s,
+        "num_tokens": num_tokens,
+        "peak_memory_gib": peak_memory_gib(torch.device(options.device)),
+    }
+
+
+# ---- The report ----------------------------------------------------------------------------------
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One side's runs together: medians of the times, the largest memory."""
+    times = {name: median(run[name] for run in runs) for name in ("total_s", "prefill_s", "decode_s")}
+    return times | {"peak_memory_gib": max(run["peak_memory_gib"] for run in runs), "runs": runs}
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    cpu = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    lines = [
+        ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None),
+        f"{report['model']}, {report['dtype']}, {report['new_tokens']} new tokens",
+        f"{'length':>7} {'side':>9} {'total s':>8} {'ratio':>6} {'prefill':>8} {'decode':>8} "
+        f"{'peak GiB':>9} {'ratio':>6}",
+    ]
+    for result in report["results"]:
+        ours = result["sides"]["eabf"]
+        for name, side in result["sides"].items():
+            memory = side["peak_memory_gib"]
+            lines.append(
+                f"{result['length']:>7} {name:>9} {side['total_s']:>8.1f} {side['total_s'] / ours['total_s']:>6.2f} "
+                f"{side['prefill_s']:>8.1f} {side['decode_s']:>8.1f} {memory:>9.2f} "
+                f"{memory / ours['peak_memory_gib']:>6.2f}"
+            )
+    lines.append(f"ratio: to eabf. official: extrapolated from {OFFICIAL_TOKENS} tokens.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""`eabf summarize` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from eabf_cli import SummarizeConfig, load_model, load_tokenizer, summarize
+from eabf_cli.core.patching import apply_eabf
+from eabf_cli.core.summarize import loading
+from eabf_cli.core.summarize.default_model import GGUF_FILE, HUB_MODEL, cached_model_path, default_model
+from tests.conftest import Eabf
+from tests.core.test_gguf import write_gguf
+from tests.fork_server import ForkServer
+from tests.tiny_llama import WINDOW, tiny_llama, write_tiny_llama
+
+KEYS = {
+    "file", "summary", "num_pages", "num_document_tokens", "num_prompt_tokens", "num_generated_tokens",
+    "original_max_position_embeddings", "window", "factor", "method", "truncated", "too_long", "num_sections", "cut",
+    "looping", "check", "warnings", "wall_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib", "model",
+}  # fmt: skip
+TEXT = "The sun was warm, and the house by the sea stood open to a mild wind from the hills. "
+FEW = ("--max-new-tokens", "12")
+
+
+@pytest.fixture
+def notes(workdir: Path) -> Path:
+    path = workdir / "notes.txt"
+    path.write_text(TEXT * 3)
+    return path
+
+
+@pytest.fixture
+def book(workdir: Path) -> Path:
+    """Longer than four windows of the demo model."""
+    path = workdir / "a long böok.txt"
+    path.write_text("\n\n".join(f"{number} Chapter\n\n{TEXT * 5}" for number in range(40)))
+    return path
+
+
+def answer(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    value: dict[str, Any] = json.loads(result.stdout)
+    return value
+
+
+def refusal(result: Result) -> str:
+    assert result.exit_code == 1, (result.stderr, result.exception)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout == ""
+    return result.stderr
+
+
+def test_json_has_the_keys_of_the_contract(eabf: Eabf, notes: Path) -> None:
+    value = answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", *FEW))
+    assert value.keys() == KEYS
+    assert value["file"] == str(notes)
+    assert value["model"] == "eabf-tiny"
+    assert value["original_max_position_embeddings"] == value["window"] == 512
+    assert (value["method"], value["factor"], value["truncated"], value["too_long"]) == (None, 1.0, False, None)
+    assert value["summary"].startswith("-")
+    assert 0 < value["num_generated_tokens"] <= 12
+    for name in ("wall_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib"):
+        assert value[name] > 0, name
+
+
+def test_the_summary_is_what_generate_writes_behind_the_same_prompt(notes: Path) -> None:
+    """From Python, across the original window, against transformers' own generate on a patched model."""
+    notes.write_text(TEXT * 30)
+    result = summarize(
+        SummarizeConfig(files=(notes,), model="eabf-tiny", prompt="{text} The sea", max_new_tokens=16, dtype="float32")
+    )
+    assert (result["method"], result["window"]) == ("eabf", 1024)
+    model, tokenizer = load_model("eabf-tiny", dtype="float32"), load_tokenizer("eabf-tiny")
+    apply_eabf(model, 2.0, rope_theta="auto")
+    ids = [tokenizer.bos_token_id]
+    for part in ((TEXT * 30).strip(), " The sea\n\nSummary:"):
+        ids += tokenizer(part, add_special_tokens=False)["input_ids"]
+    assert len(ids) == result["num_prompt_tokens"] > 512
+    row = torch.tensor([ids])
+    made = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=16, do_sample=False)
+    written = tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True).strip()
+    assert written.startswith(result["summary"])
+    assert result["summary"]
+
+
+def test_text_is_streamed_and_the_rest_goes_to_stderr(eabf: Eabf, notes: Path) -> None:
+    notes.write_text(TEXT * 30)
+    whole = answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", *FEW))["summary"]
+    shown = eabf("summarize", notes, "-m", "eabf-tiny", *FEW)
+    assert shown.exit_code == 0
+    assert shown.stdout == whole + "\n"
+    assert "512 -> 1,024, eabf" in shown.stderr
+
+
+def test_several_files_give_several_summaries(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    (workdir / "other.txt").write_text("A boat lay in the harbour. " * 60)
+    arguments = ("summarize", notes, "other.txt", "-m", "eabf-tiny", *FEW)
+    value = answer(eabf(*arguments, "--json"))
+    assert list(value) == ["summaries"]
+    first, second = value["summaries"]
+    assert first.keys() == second.keys() == KEYS
+    # Each has the window that it needs, and the first one's does not stay on the model.
+    assert (first["window"], second["window"]) == (512, 1024)
+    swapped = answer(eabf("summarize", "other.txt", notes, "-m", "eabf-tiny", *FEW, "--json"))["summaries"]
+    assert [one["summary"] for one in swapped] == [second["summary"], first["summary"]]
+    text = eabf(*arguments).stdout
+    assert text == f"== {notes}\n{first['summary']}\n\n== other.txt\n{second['summary']}\n"
+
+
+def test_standard_input_is_read(eabf: Eabf, notes: Path) -> None:
+    value = answer(eabf("summarize", "-", "-m", "eabf-tiny", "--json", *FEW, input=notes.read_text()))
+    assert value["file"] == "standard input"
+    assert value["summary"] == answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", *FEW))["summary"]
+
+
+def test_an_output_file_is_written_whole_and_not_replaced(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    value = answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", "-o", "out.txt", *FEW))
+    assert (workdir / "out.txt").read_text() == value["summary"] + "\n"
+    assert "--overwrite" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "-o", "out.txt", *FEW))
+    again = eabf("summarize", notes, "-m", "eabf-tiny", "-o", "out.txt", "--overwrite", *FEW)
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert "nowhere" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "-o", "nowhere/out.txt", *FEW))
+    assert sorted(path.name for path in workdir.iterdir()) == ["notes.txt", "out.txt"]
+
+
+def test_a_dry_run_loads_no_weights(eabf: Eabf, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "load_weights", None)
+    notes.write_text(TEXT * 30)
+    value = answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", "--dry-run", *FEW))
+    assert value.keys() == KEYS
+    assert (value["summary"], value["window"], value["method"]) == (None, 1024, "eabf")
+
+
+# ---- Too long ------------------------------------------------------------------------------------
+
+
+def test_a_document_that_does_not_fit_is_refused_before_the_weights(
+    eabf: Eabf, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_weights", None)
+    said = refusal(eabf("summarize", book, "-m", "eabf-tiny", *FEW))
+    assert "a long böok.txt" in said
+    assert "--factor 16" in said
+    assert "map-reduce" in said
+
+
+def test_the_middle_is_left_out_on_request(eabf: Eabf, book: Path) -> None:
+    result = eabf("summarize", book, "-m", "eabf-tiny", "--too-long", "truncate-middle", "--json", *FEW)
+    value = answer(result)
+    assert (value["too_long"], value["truncated"], value["window"]) == ("truncate-middle", True, 2048)
+    assert value["num_prompt_tokens"] + 12 <= 2048 < value["num_document_tokens"]
+    assert "middle is left out" in result.stderr
+
+
+def test_sections_are_summarized_on_request(eabf: Eabf, book: Path) -> None:
+    result = eabf("summarize", book, "-m", "eabf-tiny", "--too-long", "map-reduce", "--json", *FEW)
+    value = answer(result)
+    assert (value["too_long"], value["truncated"], value["window"], value["method"]) == ("map-reduce", False, 512, None)
+    assert value["num_sections"] > 5
+    assert f"section {value['num_sections']} of {value['num_sections']}" in result.stderr
+    # The whole text was read.
+    assert value["num_prompt_tokens"] > value["num_document_tokens"]
+
+
+# ---- Models --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EABF_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("no_default")
+def test_without_the_default_model_both_ways_to_it_are_told(eabf: Eabf, notes: Path) -> None:
+    said = refusal(eabf("summarize", notes))
+    assert default_model() == HUB_MODEL
+    for word in (HUB_MODEL, str(cached_model_path()), "make summarize-model", "-m"):
+        assert word in said
+    assert len(said.splitlines()) <= 3
+
+
+@pytest.mark.usefixtures("no_default")
+def test_the_default_model_comes_from_the_cache(eabf: Eabf, notes: Path) -> None:
+    cached_model_path().parent.mkdir(parents=True)
+    write_gguf(tiny_llama(tie_word_embeddings=False, max_position_embeddings=512), cached_model_path())
+    result = eabf("summarize", notes, "--json", *FEW)
+    assert answer(result)["model"] == GGUF_FILE
+    assert str(cached_model_path()) in result.stderr
+
+
+@pytest.fixture
+def hub_copy() -> Iterator[None]:
+    """The default model, as a download from the Hub leaves it."""
+    folder = Path(HF_HUB_CACHE) / f"models--{HUB_MODEL.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots").mkdir()
+    write_tiny_llama(folder / "snapshots" / commit, max_position_embeddings=512)
+    yield
+    shutil.rmtree(folder)
+
+
+@pytest.mark.usefixtures("no_default", "hub_copy")
+def test_the_default_model_comes_from_the_hub(eabf: Eabf, notes: Path) -> None:
+    assert answer(eabf("summarize", notes, "--json", *FEW))["model"] == HUB_MODEL
+
+
+def test_a_scaled_checkpoint_is_run_as_it_was_made(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    notes.write_text(TEXT * 30)
+    assert eabf("patch", "--factor", "2", "-o", "scaled").exit_code == 0
+    value = answer(eabf("summarize", notes, "-m", "scaled", "--json", *FEW))
+    assert (value["method"], value["window"], value["factor"]) == ("eabf", 1024, 2.0)
+    assert value["summary"] == answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", *FEW))["summary"]
+    assert "--rebase" in refusal(eabf("summarize", notes, "-m", "scaled", "--method", "yarn", *FEW))
+
+
+def test_the_check_counts_facts_beyond_the_original_window(eabf: Eabf, notes: Path) -> None:
+    notes.write_text(TEXT * 60)
+    result = eabf("summarize", notes, "-m", "eabf-tiny", "--check", "--json", *FEW)
+    check = answer(result)["check"]
+    assert check["planted"] == len(check["depths"]) == 5
+    assert check["found"] == sum(entry["found"] for entry in check["depths"])
+    assert max(entry["position"] for entry in check["depths"]) > 512
+    assert f"check: {check['found']} of 5" in result.stderr
+
+
+def test_an_own_prompt_replaces_the_request(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    (workdir / "prompt.txt").write_text("Text: {text}\nTitle:")
+    plain = answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", *FEW))
+    own = answer(eabf("summarize", notes, "-m", "eabf-tiny", "--json", "--prompt", "prompt.txt", *FEW))
+    assert own["num_prompt_tokens"] < plain["num_prompt_tokens"]
+    (workdir / "prompt.txt").write_text("no field")
+    assert "{text}" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "--prompt", "prompt.txt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing.txt", "-m", "eabf-tiny"], "missing.txt"),
+        (["notes.txt", "-m", "nothing-here"], "nothing-here"),
+        (["notes.txt", "-m", "eabf-tiny", "--temperature", "0"], "temperature"),
+        (["notes.txt", "-m", "eabf-tiny", "--max-new-tokens", "5000"], "--max-new-tokens"),
+        (["notes.txt", "-m", "eabf-tiny", "--device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_bad_input_is_one_message(arguments: list[str], said: str, eabf: Eabf, notes: Path, workdir: Path) -> None:
+    message = refusal(eabf("summarize", *arguments))
+    assert said in message
+    assert len([line for line in message.splitlines() if line]) <= 3
+    assert [path.name for path in workdir.iterdir()] == ["notes.txt"]
+
+
+def test_4_bits_need_a_checkpoint_in_safetensors(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    write_gguf(tiny_llama(tie_word_embeddings=False), workdir / "tiny.gguf")
+    assert "GGUF" in refusal(eabf("summarize", notes, "-m", "tiny.gguf", "--load-in-4bit"))
+
+
+def test_4_bits_need_bitsandbytes(eabf: Eabf, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading.importlib.util, "find_spec", {}.get)
+    assert "pip install bitsandbytes" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "--load-in-4bit"))
+
+
+# ---- Text only, and interrupts -------------------------------------------------------------------
+
+
+def test_text_only_prints_the_text_and_imports_nothing_heavy(notes: Path, workdir: Path) -> None:
+    script = """
+import sys
+from eabf_cli.cli import main
+main(sys.argv[1:], standalone_mode=False)
+print(sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script, "summarize", "notes.txt", "--text-only"],
+        cwd=workdir,
+        env=None,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == (TEXT * 3).strip() + "\n"
+    assert "'click'" in run.stderr
+    assert "'torch'" not in run.stderr
+    assert "'transformers'" not in run.stderr
+
+
+def test_text_only_as_json(eabf: Eabf, notes: Path) -> None:
+    value = answer(eabf("summarize", notes, "--text-only", "--json"))
+    assert value == {"file": str(notes), "text": (TEXT * 3).strip(), "num_pages": None, "warnings": []}
+
+
+def test_a_bad_document_is_refused_before_torch_is_imported(workdir: Path) -> None:
+    script = """
+import sys
+from eabf_cli.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+    arguments = ["summarize", "missing.pdf"]
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=workdir, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == "False"
+
+
+def test_an_interrupt_leaves_cleanly(fork_server: ForkServer, notes: Path, workdir: Path) -> None:
+    """Ctrl-C while the summary is written to its file."""
+    outcome = fork_server.run(
+        ["summarize", "notes.txt", "-m", "eabf-tiny", "-o", "out.txt", *FEW],
+        cwd=workdir,
+        kill_at=1,
+        kill_where=r"out\.txt",
+        signal_number=2,
+    )
+    assert outcome.returncode == 130
+    assert "Interrupted" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert [path.name for path in workdir.iterdir()] == ["notes.txt"]
+
+
+def test_small_windows_are_extended_for_any_architecture(eabf: Eabf, workdir: Path, llama_copy: Path) -> None:
+    (workdir / "a.txt").write_text("The sun was warm. " * 12)
+    (workdir / "p.txt").write_text("{text}?")
+    arguments = ("a.txt", "-m", llama_copy, "--prompt", "p.txt", "--max-new-tokens", "8", "--json")
+    value = answer(eabf("summarize", *arguments))
+    assert (value["original_max_position_embeddings"], value["window"]) == (WINDOW, 2 * WINDOW)
