@@ -42,7 +42,8 @@ class SummaryWriter(BaseStreamer):
         start = repeating_from(self.ids)
         text = self._decode(self.ids)
         limit = len(text) if start is None else len(self._decode(self.ids[:start]))
-        self._show(text[: min(last_sentence_end(text), limit)])
+        # White space at the end of a line may turn out to be that of the text, which goes.
+        self._show(text[: min(last_sentence_end(text), limit)].rstrip())
 
     def end(self) -> None:
         """Called by `generate`; what becomes of the rest is decided in `finish`."""

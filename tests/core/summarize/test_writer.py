@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eabf_cli.core.summarize.repetition import MIN_REPEATS, MIN_TOKENS, repeated_from, repeating_from
@@ -29,6 +29,7 @@ def write(text: str, *, is_cut: bool = False, start: str = "") -> tuple[str, lis
 
 
 @settings(max_examples=60, deadline=None)
+@example(text="1 \n", is_cut=False, start="")
 @given(st.text(alphabet="ab .!\n-1é漢🙂。", max_size=40), st.booleans(), st.sampled_from(["", "-"]))
 def test_pieces_join_to_the_text(text: str, is_cut: bool, start: str) -> None:
     whole, pieces = write(text, is_cut=is_cut, start=start)
