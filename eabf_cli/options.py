@@ -123,12 +123,17 @@ def model_options_for(default: str) -> Decorator:
     )
 
 
-def method_options_for(*, method: str | None = RopeScalingConfig.method, default_factor: str = "") -> Decorator:
+def method_options_for(
+    *,
+    method: str | None = RopeScalingConfig.method,
+    default_factor: str = "",
+    default_theta: str = "the larger of paper and auto",
+) -> Decorator:
     """The options that describe a method.
 
     Args:
         method: the default; None applies no method unless one is named.
-        default_factor: what help says is used when no factor is given.
+        default_factor, default_theta: what help says is used when none is given.
     """
     default_factor = default_factor or f"{RopeScalingConfig.factor:g}"
     return bundle(
@@ -145,7 +150,7 @@ def method_options_for(*, method: str | None = RopeScalingConfig.method, default
             help=f"Target window divided by the pre-trained one.  [default: {default_factor}]",
         ),
         click.option("--max-length", type=int, metavar="TOKENS", help="Target window (instead of --factor)."),
-        click.option("--rope-theta", type=RopeTheta(), help="Base frequency.  [default: the larger of paper and auto]"),
+        click.option("--rope-theta", type=RopeTheta(), help=f"Base frequency.  [default: {default_theta}]"),
         click.option("--original-length", type=int, metavar="TOKENS", help="Pre-trained window, if not the model's."),
         click.option("--rebase", is_flag=True, help="Take an existing scaling off the model first."),
         click.option(

@@ -79,7 +79,7 @@ file_options = options.bundle(
 @options.model_options_for(MODEL_NAME)
 @document_options
 @summary_options
-@options.method_options_for(default_factor="2 or 4, as the document needs")
+@options.method_options_for(default_factor="2 or 4, as the document needs", default_theta="auto")
 @options.compute_options
 @file_options
 @options.common_options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from eabf_cli.core.summarize.reading import forget_after, make_cache, read_tokens
-from eabf_cli.core.summarize.repetition import repeated_from
+from eabf_cli.core.summarize.repetition import looping_from, number_tokens
 from eabf_cli.core.summarize.settings import Sampling
 from eabf_cli.core.summarize.writer import SummaryWriter
 
@@ -60,6 +60,9 @@ class Generator:
     num_written: int = 0
     write_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._numbers = number_tokens(self.tokenizer)
+
     def read(self, ids: Sequence[int], cache: DynamicCache, description: str = "Reading") -> Tensor:
         """Run the model over tokens into a cache; returns the logits after the last (vocabulary)."""
         started = time.perf_counter()
@@ -95,7 +98,7 @@ class Generator:
         self.num_read += 1
         # Sliding layers, too, must be able to go back to where a loop began.
         cache.activate_past_recording()
-        writer = SummaryWriter(self.tokenizer, on_text, start=start)
+        writer = SummaryWriter(self.tokenizer, on_text, start=start, numbers=self._numbers)
         torch.manual_seed(self.seed)
         num_made = 0
         started = time.perf_counter()
@@ -132,7 +135,7 @@ class Generator:
     ) -> int | None:
         """Go on until the text ends or loops; returns where a loop begins its second round, in tokens."""
         row = torch.tensor([[*prompt_ids, *writer.ids]], device=self.model.device)
-        watch = LoopWatch(len(prompt_ids))
+        watch = LoopWatch(len(prompt_ids), self._numbers)
         processors = LogitsProcessorList()
         if penalty is not None:
             processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=len(prompt_ids)))
@@ -170,16 +173,17 @@ class Generator:
 
 
 class LoopWatch(StoppingCriteria):
-    """Stops when the text behind the prompt ends with a block that stands there again and again.
+    """Stops when the text behind the prompt ends with a block that stands there again and again, numbers aside.
 
     Attributes:
         second_round: where that block begins for the second time, in tokens of the text; None: no loop.
     """
 
-    def __init__(self, num_prompt_tokens: int) -> None:
+    def __init__(self, num_prompt_tokens: int, numbers: Collection[int]) -> None:
         self.num_prompt_tokens = num_prompt_tokens
+        self.numbers = numbers
         self.second_round: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # (1, tokens) -> (1,)
-        self.second_round = repeated_from(input_ids[0, self.num_prompt_tokens :].tolist())
+        self.second_round = looping_from(input_ids[0, self.num_prompt_tokens :].tolist(), self.numbers)
         return torch.full((1,), self.second_round is not None, device=input_ids.device)

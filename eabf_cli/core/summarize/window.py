@@ -10,6 +10,7 @@ from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint import LoadedConfig
 from eabf_cli.core.errors import EabfError, InvalidConfigError
 from eabf_cli.core.method_request import MethodRequest
+from eabf_cli.core.methods import get_method
 from eabf_cli.core.patch_checkpoint import resolve_request
 from eabf_cli.core.resolution import Resolution, existing_scaling, original_window
 from eabf_cli.core.scaling_config import MAX_FACTOR, RopeScalingConfig, choose_factor
@@ -77,7 +78,11 @@ def choose_window(loaded: LoadedConfig, request: MethodRequest, num_tokens: int)
         factor = min(doubled_factor(num_tokens, original), RopeScalingConfig.factor)
     else:
         factor = choose_factor(request.factor, request.max_length, original)
-    resolution = resolve_request(replace(request, factor=factor, max_length=None), loaded)
+    theta = request.rope_theta
+    if theta is None and get_method(request.method).raises_theta:
+        # Nothing is trained here: the smallest base that reaches the window costs least.
+        theta = "auto"
+    resolution = resolve_request(replace(request, factor=factor, max_length=None, rope_theta=theta), loaded)
     return Window(
         original=original,
         size=resolution.scaling.max_position_embeddings,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from eabf_cli.core.summarize.repetition import repeating_from
+from eabf_cli.core.summarize.repetition import repeating_from, without_numbers
 from eabf_cli.core.summarize.sentences import last_sentence_end
 
 
@@ -20,8 +20,16 @@ class SummaryWriter(BaseStreamer):
     it waits until the two differ. The pieces joined are exactly the final text, which begins with `start`.
     """
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None = None, *, start: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        start: str = "",
+        numbers: Collection[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
+        self.numbers = numbers
         self.on_text = on_text
         self.start = start
         self.ids: list[int] = []
@@ -39,7 +47,7 @@ class SummaryWriter(BaseStreamer):
             return
         self.ids += value.flatten().tolist()
         # It may be the beginning of a loop.
-        start = repeating_from(self.ids)
+        start = repeating_from(without_numbers(self.ids, self.numbers))
         text = self._decode(self.ids)
         limit = len(text) if start is None else len(self._decode(self.ids[:start]))
         # White space at the end of a line may turn out to be that of the text, which goes.

@@ -33,6 +33,9 @@ class IdTokenizer:
     def __init__(self, sentence_ends: tuple[int, ...] = ()) -> None:
         self.sentence_ends = sentence_ends
 
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
     def decode(self, ids: list[int], **options: Any) -> str:
         return "".join(f" {number}{'.' * (number in self.sentence_ends)}" for number in ids)
 

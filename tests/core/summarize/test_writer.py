@@ -9,7 +9,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eabf_cli.core.summarize.repetition import MIN_REPEATS, MIN_TOKENS, repeated_from, repeating_from
+from eabf_cli.core.checkpoint import load_tokenizer
+from eabf_cli.core.summarize.repetition import (
+    MIN_REPEATS,
+    MIN_TOKENS,
+    looping_from,
+    number_tokens,
+    repeated_from,
+    repeating_from,
+)
 from eabf_cli.core.summarize.sentences import last_sentence_end
 from eabf_cli.core.summarize.writer import SummaryWriter
 from tests.byte_tokenizer import byte_tokenizer
@@ -105,6 +113,24 @@ def test_a_repeated_block_is_found_wherever_it_begins() -> None:
 def test_a_row_of_zeros_is_no_loop() -> None:
     assert repeated_from([1, 2] + [0] * (MIN_TOKENS - 1)) is None
     assert repeated_from([1, 2] + [0] * MIN_TOKENS) == 3
+
+
+def test_counting_without_words_is_a_loop_and_a_list_is_none() -> None:
+    tokenizer = load_tokenizer("eabf-tiny")
+    numbers = number_tokens(tokenizer)
+    assert {tokenizer.decode([index]).strip() for index in numbers} >= set("0123456789")
+
+    def loop(text: str) -> int | None:
+        return looping_from(tokenizer(text, add_special_tokens=False)["input_ids"], numbers)
+
+    counting = "".join(f"- {number}.\n" for number in range(10, 40))
+    assert loop(counting) == loop(f"Points:\n{counting}") - len(
+        tokenizer("Points:\n", add_special_tokens=False)["input_ids"]
+    )
+    assert loop("".join(f"- {number}.\n" for number in range(10, 14))) is None
+    assert loop("in 2017, 2018, 2019 and 2020") is None
+    words = ["the", "sun", "was", "warm", "each", "house", "by", "sea", "stood", "open", "to", "mild", "wind"]
+    assert loop("".join(f"- {number}. {word} rose.\n" for number, word in enumerate(words, 10))) is None
 
 
 @pytest.mark.parametrize(
