@@ -16,12 +16,9 @@ The model is a randomly initialised Llama of a known one's size, or, with --mode
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import gc
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -30,8 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import common
 import torch
-import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -40,16 +37,17 @@ from eabf_cli.core.entropy.measurement import measure_document
 from eabf_cli.core.entropy.positions import choose_positions, log_positions
 from eabf_cli.core.finetune.memory_plan import available_memory
 
-_FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-    "vocab_size", "tie_word_embeddings",
-)  # fmt: skip
-# SmolLM2-135M, Llama-3.2-1B, Llama-2-7B, and one to try the script with.
-SHAPES: dict[str, dict[str, Any]] = {
-    "135m": dict(zip(_FIELDS, (576, 30, 9, 3, 1536, 49_152, True), strict=True)),
-    "1b": dict(zip(_FIELDS, (2048, 16, 32, 8, 8192, 128_256, True), strict=True)),
-    "7b": dict(zip(_FIELDS, (4096, 32, 32, 32, 11_008, 32_000, False), strict=True)),
-    "tiny": dict(zip(_FIELDS, (128, 4, 4, 2, 256, 1024, True), strict=True)),
+# And one to try the script with.
+SHAPES = common.SHAPES | {
+    "tiny": common.SHAPES["135m"]
+    | {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 256,
+        "vocab_size": 1024,
+    }
 }
 GIB = 2**30
 
@@ -107,7 +105,7 @@ def main() -> None:
         }
         results.append({"length": length, "sides": summaries, "max_difference": max_differences(entropies)})
     settings = {name: getattr(options, name) for name in ("model", "dtype", "num_positions", "rounds")}
-    report = {"machine": machine(options.device), **settings, "results": results}
+    report = {"machine": common.machine(options.device), **settings, "results": results}
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2) if options.json else table(report))
@@ -250,36 +248,16 @@ def reset_peak_memory(device: str) -> int | None:
         return None
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return process_memory("VmRSS")
+    return common.process_memory("VmRSS")
 
 
 def peak_memory(device: str) -> int | None:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return process_memory("VmHWM") if sys.platform == "linux" else None
-
-
-def process_memory(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    return common.process_memory("VmHWM") if sys.platform == "linux" else None
 
 
 # ---- Report --------------------------------------------------------------------------------------
-
-
-def machine(device: str) -> dict[str, Any]:
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def table(report: dict[str, Any]) -> str:

@@ -21,8 +21,6 @@ import ctypes
 import gc
 import importlib.util
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -30,23 +28,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import common
 import torch
-import transformers
+from common import SHAPES
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from eabf_cli.core.finetune.chunked_loss import DEFAULT_CHUNK_TOKENS, chunked_loss
 
-# SmolLM2-135M, Llama-3.2-1B, Llama-2-7B.
-_FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-    "vocab_size", "tie_word_embeddings",
-)  # fmt: skip
-SHAPES: dict[str, dict[str, Any]] = {
-    "135m": dict(zip(_FIELDS, (576, 30, 9, 3, 1536, 49_152, True), strict=True)),
-    "1b": dict(zip(_FIELDS, (2048, 16, 32, 8, 8192, 128_256, True), strict=True)),
-    "7b": dict(zip(_FIELDS, (4096, 32, 32, 32, 11_008, 32_000, False), strict=True)),
-}
 # Dense bfloat16 peaks from the vendor's data sheets; the first name that fits counts.
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
 WARMUP_STEPS = 1
@@ -65,7 +54,7 @@ def main() -> None:
                 print(f"length {length}, round {round_number + 1}, {name}: {step_s} s a step", file=sys.stderr)
         results.append({"length": length, "sides": {name: summary(runs, length) for name, runs in sides.items()}})
     settings = {name: getattr(options, name) for name in ("model", "dtype", "checkpointing", "chunk_tokens", "rounds")}
-    report = {"machine": machine(options.device), **settings, "results": results}
+    report = {"machine": common.machine(options.device), **settings, "results": results}
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2) if options.json else table(report, options))
@@ -174,8 +163,7 @@ def peak_memory_gib(device: str) -> float | None:
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform != "linux":
         return None
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM"))
+    return common.process_memory("VmHWM") / 2**30
 
 
 def summary(runs: list[dict[str, Any]], length: int) -> dict[str, Any]:
@@ -187,21 +175,6 @@ def summary(runs: list[dict[str, Any]], length: int) -> dict[str, Any]:
         "peak_memory_gib": None if None in peaks else max(peaks),
         "step_s": step_s,
         "loss": runs[-1]["loss"],
-    }
-
-
-def machine(device: str) -> dict[str, Any]:
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import cpu_name
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from eabf_cli.core.allocator import keep_freed_memory
@@ -192,13 +193,9 @@ def machine() -> dict[str, Any]:
     """The machine and the versions that the numbers are from."""
     from importlib.metadata import version
 
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
     names = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count(),
         "system": platform.platform(),

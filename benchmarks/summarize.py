@@ -20,11 +20,9 @@ included, or of the GPU's tensors.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -32,6 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import common
 
 OFFICIAL_TOKENS = 2
 
@@ -58,7 +58,12 @@ def main() -> None:
                 )
         results.append({"length": length, "sides": {name: summary(found) for name, found in runs.items()}})
     settings = {name: getattr(options, name) for name in ("new_tokens", "rounds", "dtype", "device")}
-    report = {"machine": machine(options), "model": Path(options.model).name, **settings, "results": results}
+    report = {
+        "machine": common.machine(options.device),
+        "model": Path(options.model).name,
+        **settings,
+        "results": results,
+    }
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2) if options.json else table(report))
@@ -240,24 +245,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One side's runs together: medians of the times, the largest memory."""
     times = {name: median(run[name] for run in runs) for name in ("total_s", "prefill_s", "decode_s")}
     return times | {"peak_memory_gib": max(run["peak_memory_gib"] for run in runs), "runs": runs}
-
-
-def machine(options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    import transformers
-
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def table(report: dict[str, Any]) -> str:
