@@ -90,7 +90,7 @@ def test_lora_weights_are_those_of_peft(tmp_path: Path, tied: bool, lora: LoraSe
 
 
 def test_qlora_base_is_what_bitsandbytes_holds(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes, which has no wheel for every system")
     # Blocks of 64 x 256 weights, so that no scale is padded.
     folder = write_tiny_llama(tmp_path / "model", hidden_size=256, intermediate_size=512, num_key_value_heads=4)
     model = load_for_tuning(folder, tuning="qlora", device="cpu", mixed_precision=True)
@@ -173,7 +173,7 @@ def test_a_step_holds_what_is_estimated(
     micro_batches: int,
 ) -> None:
     if tuning == "qlora":
-        pytest.importorskip("bitsandbytes")
+        pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes, which has no wheel for every system")
     widths = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 4} | sizes
     folder = write_tiny_llama(tmp_path / "model", max_position_embeddings=256, **widths)
     model = load_for_tuning(folder, tuning=tuning, device="cpu", mixed_precision=mixed_precision)

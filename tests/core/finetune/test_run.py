@@ -230,7 +230,7 @@ def test_a_probe_measures_two_steps_and_writes_nothing(config: FinetuneConfig, t
 @pytest.mark.parametrize("tuning", ["lora", "qlora"])
 def test_adapters_are_merged_and_kept(tuning: str, config: FinetuneConfig, tmp_path: Path) -> None:
     if tuning == "qlora":
-        pytest.importorskip("bitsandbytes")
+        pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes, which has no wheel for every system")
     run = replace(config, output=tmp_path / "run", tuning=tuning, evaluation=MEASURED, learning_rate=1e-2)
     result = finetune(run)
     assert result["tuning"] == tuning
