@@ -190,12 +190,19 @@ def test_the_difference_to_a_second_model_is_paired_by_document(eabf: Eabf, argu
     )
     plain = printed(eabf(*arguments, "--json"))
     assert compare["entropy"] == plain["entropy"]
+    positions = np.array(result["positions"])
+    inside = (positions >= result["slope_range"][0]) & (positions <= result["slope_range"][1])
+    for part in (result, compare):
+        fitted = np.polyfit(
+            np.log(positions[inside]), np.array(part["entropy"]).reshape(-1, len(positions)).T[inside], 1
+        )
+        np.testing.assert_allclose(np.ravel(part["head_slope"]), fitted[0], atol=1e-5)
     assert np.max(compare["difference_stderr"]) > 0
-    inside = max(position for position in result["positions"] if position <= WINDOW)
+    last_inside = max(position for position in result["positions"] if position <= WINDOW)
     for part in (result, compare):
         means = np.array(part["entropy"]).mean((0, 1))
-        change = means[-1] - means[result["positions"].index(inside)]
-        assert part["drift"] == {"from": inside, "to": LENGTH, "nats": pytest.approx(change, abs=2e-6)}
+        change = means[-1] - means[result["positions"].index(last_inside)]
+        assert part["drift"] == {"from": last_inside, "to": LENGTH, "nats": pytest.approx(change, abs=2e-6)}
     assert printed(eabf(*arguments, "--json", "--length", WINDOW))["drift"] is None
 
 

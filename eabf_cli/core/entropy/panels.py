@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +48,7 @@ def panels_of(result: dict[str, Any]) -> list[Panel]:
     other = result.get("compare")
     if other is None:
         return panels
-    panels.append(_entropy_panel(other, head_slopes(_array(other["entropy"]), positions, result["slope_range"])))
+    panels.append(_entropy_panel(other, _array(other["head_slope"])))
     difference = _array(other["difference"])
     beyond = positions > window
     where = "beyond the pre-trained window" if beyond.any() else "over all positions"
@@ -65,26 +64,6 @@ def panels_of(result: dict[str, Any]) -> list[Panel]:
         )
     )
     return panels
-
-
-def head_slopes(entropy: Array, positions: Array, slope_range: Sequence[int]) -> Array:
-    """Slope of each head's entropy against ln n, by least squares over the positions in a range.
-
-    The slope of a mean over documents is the mean of the documents' slopes, so that this agrees with `head_slope`.
-
-    Args:
-        entropy: (layers, heads, positions), nats.
-        slope_range: first and last position.
-
-    Returns:
-        (layers, heads), nats per unit of ln n; NaN with fewer than two positions in that range.
-    """
-    inside = (positions >= slope_range[0]) & (positions <= slope_range[1])
-    if inside.sum() < 2:
-        return np.full(entropy.shape[:2], np.nan)
-    log_n = np.log(positions[inside])
-    centred = log_n - log_n.mean()
-    return entropy[:, :, inside] @ centred / (centred @ centred)
 
 
 def visible_bound(result: dict[str, Any]) -> Array:

@@ -30,14 +30,12 @@ def make_result(plan: EntropyPlan, store: DocumentStore, known: dict[str, Any]) 
     """
     subject, length = plan.subject, plan.documents.length
     weights = slope_weights(plan.positions, subject.window, length)
-    entropy, layer_slope, head_slope = Average(), Average(), Average()
+    entropy, layer_slope = Average(), Average()
     for index in range(len(plan.documents)):
         values = store.get("model", index)["entropy"].double()  # (layers, heads, positions)
         entropy.add(values)
         if weights is not None:
-            slopes = values @ weights
-            head_slope.add(slopes)
-            layer_slope.add(slopes.mean(-1))
+            layer_slope.add((values @ weights).mean(-1))
     layers = [_layer(index, kind, layer_slope) for index, kind in enumerate(subject.layer_kinds())]
     suggestion = suggest(
         layers,
@@ -46,14 +44,12 @@ def make_result(plan: EntropyPlan, store: DocumentStore, known: dict[str, Any]) 
         window=subject.window,
         length=length,
     )
-    num_heads = entropy.mean.shape[1]
-    unknown = [[None] * num_heads for _ in layers]
     result = known | {
         "entropy": to_list(entropy.mean),
         "stderr": to_list(entropy.stderr),
         "visible_keys": store.get("model", 0)["visible_keys"].tolist(),
         "layers": [layer.to_dict() for layer in layers],
-        "head_slope": unknown if weights is None else to_list(head_slope.mean),
+        "head_slope": _head_slope(entropy.mean, weights),
         "slope_range": list(slope_range(subject.window, length)),
         "drift": _drift(entropy.mean, plan),
         "suggestion": suggestion,
@@ -61,8 +57,16 @@ def make_result(plan: EntropyPlan, store: DocumentStore, known: dict[str, Any]) 
     if plan.config.scores:
         result["scores"] = _scores(plan, store)
     if plan.config.compare is not None:
-        result["compare"] = _comparison(plan, store)
+        result["compare"] = _comparison(plan, store, weights)
     return result
+
+
+def _head_slope(entropy: Tensor, weights: Tensor | None) -> list[list[float | None]]:
+    """(layers, heads), nats per unit of ln n; the slope of the documents' mean is the mean of their slopes."""
+    if weights is None:
+        return [[None] * entropy.shape[1] for _ in entropy]
+    slopes: list[list[float | None]] = to_list(entropy @ weights)
+    return slopes
 
 
 def _layer(index: int, kind: LayerKind, slope: Average) -> LayerSlope:
@@ -91,7 +95,7 @@ def _scores(plan: EntropyPlan, store: DocumentStore) -> dict[str, Any]:
     }
 
 
-def _comparison(plan: EntropyPlan, store: DocumentStore) -> dict[str, Any]:
+def _comparison(plan: EntropyPlan, store: DocumentStore, weights: Tensor | None) -> dict[str, Any]:
     entropy, difference = Average(), Average()
     for index in range(len(plan.documents)):
         ours, theirs = (store.get(side, index)["entropy"].double() for side in ("model", "compare"))
@@ -102,6 +106,7 @@ def _comparison(plan: EntropyPlan, store: DocumentStore) -> dict[str, Any]:
         "stderr": to_list(entropy.stderr),
         "difference": to_list(difference.mean),
         "difference_stderr": to_list(difference.stderr),
+        "head_slope": _head_slope(entropy.mean, weights),
         "drift": _drift(entropy.mean, plan),
     }
 

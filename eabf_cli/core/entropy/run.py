@@ -51,8 +51,8 @@ def compute_attention_entropy(config: EntropyConfig) -> dict[str, Any]:
         with scores `scores` (`sink` and `recent` [layer][head], `by_distance` [layer][head][bucket]: attention mass,
         averaged over documents and the positions at which sink and recent tokens are apart; `distance_edges`: bucket
         b holds the distances from edge b up to edge b + 1, the query's own token being at 0);
-        with compare `compare` (what the second model is, its `entropy` and `stderr`, `difference` = second minus
-        first [layer][head][position], and its `difference_stderr`, paired by document).
+        with compare `compare` (what the second model is, its `entropy`, `stderr` and `head_slope`, `difference` =
+        second minus first [layer][head][position], and its `difference_stderr`, paired by document).
         A dry run has no measured key, but `memory`.
 
     Raises:

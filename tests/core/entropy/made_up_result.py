@@ -139,4 +139,5 @@ def _comparison(result: dict[str, Any], visible: list[list[int]], several: bool)
         "stderr": result["stderr"],
         "difference": difference,
         "difference_stderr": _mapped(difference, lambda value: 0.002 + 0.03 * abs(value)) if several else None,
+        "head_slope": [[_slope(result["positions"], curve) for curve in heads] for heads in entropy],
     }
