@@ -33,6 +33,8 @@ from typing import Any
 
 import common
 
+from eabf_cli.core.summarize.settings import CHUNK_TOKENS
+
 OFFICIAL_TOKENS = 2
 
 
@@ -78,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], default="8192")
     parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turns")
-    parser.add_argument("--chunk-tokens", type=int, default=1024)
+    parser.add_argument("--chunk-tokens", type=int, default=CHUNK_TOKENS)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

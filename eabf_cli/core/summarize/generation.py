@@ -16,7 +16,7 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from eabf_cli.core.summarize.reading import forget_after, make_cache, read_tokens
 from eabf_cli.core.summarize.repetition import looping_from, number_tokens
-from eabf_cli.core.summarize.settings import Sampling
+from eabf_cli.core.summarize.settings import CHUNK_TOKENS, Sampling
 from eabf_cli.core.summarize.writer import SummaryWriter
 
 REPETITION_PENALTY = 1.3
@@ -53,7 +53,7 @@ class Generator:
     tokenizer: Any
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 42
-    chunk_tokens: int = 1024
+    chunk_tokens: int = CHUNK_TOKENS
     show_progress: bool = False
     num_read: int = 0
     read_s: float = 0.0

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from eabf_cli.core import architectures
+from eabf_cli.core.reading_kernel import reading_kernel
 
 Progress = Callable[[int], None]
 """Called with the number of tokens read since the last call."""
@@ -76,14 +77,15 @@ def read_tokens(
         chunk_tokens = len(ids)
     num_before = cache.get_seq_length()
     row = torch.tensor([list(ids)], device=model.device)
-    for start in range(0, len(ids), chunk_tokens):
-        chunk = row[:, start : start + chunk_tokens]
-        positions = torch.arange(num_before + start, num_before + start + chunk.shape[1], device=model.device)
-        outputs = model(
-            input_ids=chunk, position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        if progress is not None:
-            progress(chunk.shape[1])
+    with reading_kernel(model):
+        for start in range(0, len(ids), chunk_tokens):
+            chunk = row[:, start : start + chunk_tokens]
+            positions = torch.arange(num_before + start, num_before + start + chunk.shape[1], device=model.device)
+            outputs = model(
+                input_ids=chunk, position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            if progress is not None:
+                progress(chunk.shape[1])
     return outputs.logits[0, -1]
 
 

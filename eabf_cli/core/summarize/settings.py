@@ -14,6 +14,7 @@ TooLong = Literal["error", "truncate-middle", "map-reduce"]
 References = Literal["drop", "keep"]
 
 TEXT_FIELD = "{text}"
+CHUNK_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class SummarizeConfig:
     device: str = "auto"
     seed: int = 42
     trust_remote_code: bool = False
-    chunk_tokens: int = 1024
+    chunk_tokens: int = CHUNK_TOKENS
     dry_run: bool = False
     show_progress: bool = False
 
