@@ -89,7 +89,7 @@ Every text it sees must begin with the BOS token `<s>`; its tokenizer does not a
 
 ## Figures
 
-Perplexity of the last 256 tokens of a window (128 of a window of 256) of the held-out documents of
+Perplexity of the last 256 tokens of a window (128 of a window of 256) of 16 held-out documents of
 `demo-long`, and accuracy on the standard passkey prompt (25 prompts a length, five depths, greedy, all digits
 right). The methods are applied with factor {FACTOR:g} and nothing is trained.
 
