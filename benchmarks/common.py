@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,54 @@ _FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
     "vocab_size", "tie_word_embeddings",
 )  # fmt: skip
-# SmolLM2-135M, Llama-3.2-1B, Llama-2-7B.
+# One to try a script with, SmolLM2-135M, Llama-3.2-1B, Llama-2-7B.
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": dict(zip(_FIELDS, (128, 4, 4, 2, 256, 1024, True), strict=True)),
     "135m": dict(zip(_FIELDS, (576, 30, 9, 3, 1536, 49_152, True), strict=True)),
     "1b": dict(zip(_FIELDS, (2048, 16, 32, 8, 8192, 128_256, True), strict=True)),
     "7b": dict(zip(_FIELDS, (4096, 32, 32, 32, 11_008, 32_000, False), strict=True)),
 }
+
+
+def random_llama(shape: str, window: int, dtype: str, device: str) -> Any:
+    """A Llama of that shape with random weights, the same ones each time, in evaluation mode."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=window)
+    with torch.device(device):
+        return LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
+
+
+def random_tokens(model: Any, length: int) -> Any:
+    """One row of token ids on the model's device, the same ones each time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, (1, length), generator=generator).to(model.device)
+
+
+def now() -> float:
+    """Seconds on a clock, once the GPU is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def number_list(text: str) -> list[int]:
+    """What an option such as `--lengths 2048,4096` says."""
+    return [int(part) for part in text.split(",")]
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """A report's machine in one line."""
+    flat: dict[str, Any] = {}
+    for name, value in machine.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return ", ".join(f"{name} {value}" for name, value in flat.items() if value is not None)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import gc
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -29,26 +28,15 @@ from typing import Any
 
 import common
 import torch
+from common import SHAPES, now, random_tokens
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from eabf_cli.core.architectures import decoder
 from eabf_cli.core.entropy.measurement import measure_document
 from eabf_cli.core.entropy.positions import choose_positions, log_positions
 from eabf_cli.core.finetune.memory_plan import available_memory
 
-# And one to try the script with.
-SHAPES = common.SHAPES | {
-    "tiny": common.SHAPES["135m"]
-    | {
-        "hidden_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 256,
-        "vocab_size": 1024,
-    }
-}
 GIB = 2**30
 
 
@@ -115,9 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=formatter)
     parser.add_argument("--model", default="135m", help=f"{', '.join(SHAPES)}, or a model that load_model takes")
-    parser.add_argument(
-        "--lengths", type=lambda text: [int(part) for part in text.split(",")], default="2048,4096", metavar="LIST"
-    )
+    parser.add_argument("--lengths", type=common.number_list, default="2048,4096", metavar="LIST")
     parser.add_argument("--sides", type=lambda text: text.split(","), default=",".join(SIDES), metavar="LIST")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each side, in turns")
     parser.add_argument("--num-positions", type=int, default=64, help="of the side `chosen`")
@@ -157,15 +143,8 @@ def build_model(length: int, options: argparse.Namespace) -> PreTrainedModel:
         from eabf_cli.core.checkpoint import load_model
 
         return load_model(options.model, dtype=options.dtype, device=options.device)
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[options.model], max_position_embeddings=length)
-    with torch.device(options.device):
-        return LlamaForCausalLM._from_config(config, dtype=getattr(torch, options.dtype)).eval()
-
-
-def random_tokens(model: PreTrainedModel, length: int) -> Tensor:
-    tokens = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    return tokens.to(model.device)
+    model: PreTrainedModel = common.random_llama(options.model, length, options.dtype, options.device)
+    return model
 
 
 # ---- Time ----------------------------------------------------------------------------------------
@@ -193,12 +172,6 @@ def run_in_turns(
             label = f"round {number}" if number else "not counted"
             print(f"length {length}, {label}, {side}: {took:.2f} s", file=sys.stderr)
     return entropies, seconds
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def max_differences(entropies: dict[str, Tensor]) -> dict[str, float]:
@@ -263,7 +236,7 @@ def peak_memory(device: str) -> int | None:
 def table(report: dict[str, Any]) -> str:
     """The report for a person: ratios are to `plain`; of `eager`, how much ours are faster and smaller."""
     lines = [
-        ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None),
+        common.machine_line(report["machine"]),
         f"{report['model']}, {report['dtype']}, {report['num_positions']} chosen positions",
         f"{'length':>7} {'side':>7} {'seconds':>8} {'to plain':>8} {'to eager':>8} "
         f"{'peak GiB':>8} {'beyond model':>12} {'to eager':>8}",

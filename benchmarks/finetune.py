@@ -64,9 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=formatter)
     parser.add_argument("--model", choices=SHAPES, default="135m")
-    parser.add_argument(
-        "--lengths", type=lambda text: [int(part) for part in text.split(",")], default="2048,4096,8192"
-    )
+    parser.add_argument("--lengths", type=common.number_list, default="2048,4096,8192")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turns")
     parser.add_argument("--steps", type=int, default=2, help=f"timed steps of a run, after {WARMUP_STEPS} for warm-up")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -190,7 +188,7 @@ def table(report: dict[str, Any], options: argparse.Namespace) -> str:
     gpu = report["machine"]["gpu"]
     peak = options.peak_tflops or next((tflops for name, tflops in PEAK_TFLOPS.items() if name in (gpu or "")), None)
     lines = [
-        ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None),
+        common.machine_line(report["machine"]),
         f"{report['model']}, {report['dtype']}, checkpointing {report['checkpointing']}",
         f"{'length':>7} {'side':>6} {'tokens/s':>9} {'ratio':>6} {'peak GiB':>9} {'ratio':>6} {'loss':>8}  MFU",
     ]

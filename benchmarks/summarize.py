@@ -77,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], formatter_class=formatter)
     parser.add_argument("--model", default=default_model(), help="as for eabf summarize -m")
-    parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], default="8192")
+    parser.add_argument("--lengths", type=common.number_list, default="8192")
     parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turns")
     parser.add_argument("--chunk-tokens", type=int, default=CHUNK_TOKENS)
@@ -252,7 +252,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report for a person."""
     lines = [
-        ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None),
+        common.machine_line(report["machine"]),
         f"{report['model']}, {report['dtype']}, {report['new_tokens']} new tokens",
         f"{'length':>7} {'side':>9} {'total s':>8} {'ratio':>6} {'prefill':>8} {'decode':>8} "
         f"{'peak GiB':>9} {'ratio':>6}",
