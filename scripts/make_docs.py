@@ -8,6 +8,8 @@ while a page differs from what this script would write.
 
 import json
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import click
 import torch
 
+from eabf_cli import _EXPORTS
 from eabf_cli.cli import main as app
 from eabf_cli.core.architectures import SUPPORTED_MODEL_TYPES
 from eabf_cli.core.checkpoint_format import needs_modeling_file
@@ -112,6 +115,17 @@ def scale_table() -> str:
     return _table((f"t(i), c = {_SCALE_WINDOW:,}", *(f"i = {position:,}" for position in positions)), rows)
 
 
+def python_api() -> str:
+    """One entry for each name that the package exports; the site puts the docstring there."""
+    return "\n\n".join(f"::: eabf_cli.core.{module}.{name}" for name, module in _EXPORTS.items())
+
+
+def benchmark_table() -> str:
+    """The table of the benchmarks' kept results."""
+    script = REPOSITORY / "benchmarks" / "table.py"
+    return subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def result_block() -> str:
     """The measured table of the demo run, with what it was run on; from docs/results/."""
     result = json.loads(RESULT.read_text(encoding="utf-8"))
@@ -136,8 +150,10 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "benchmarks": benchmark_table,
     "exported families": lambda: _code_list(FAMILIES),
     "methods": method_table,
+    "python api": python_api,
     "result": result_block,
     "scale values": scale_table,
     "supported model types": lambda: _code_list(SUPPORTED_MODEL_TYPES),

@@ -159,13 +159,46 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("block", code_blocks(read("README.md"), "python"))
-def test_readme_python_runs(
+@pytest.mark.parametrize(
+    "block",
+    [block for page in ("README.md", "docs/index.md", "docs/api.md") for block in code_blocks(read(page), "python")],
+)
+def test_python_of_a_page_runs(
     block: str, demo_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(demo_run)
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "page", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each function of the API page returns: small runs, and the finetune that is kept in docs/results/."""
+    import eabf_cli
+
+    text = tmp_path_factory.mktemp("results") / "text.txt"
+    text.write_text("The sun was warm and the house stood open to a mild wind from the hills. " * 20)
+    finetuned = json.loads(read("docs/results/demo-finetune.json"))
+    return {
+        "patch_checkpoint": eabf_cli.patch_checkpoint(eabf_cli.PatchConfig(dry_run=True)),
+        "finetune": finetuned,
+        "evaluate": finetuned["after"],
+        "compute_attention_entropy": eabf_cli.compute_attention_entropy(
+            eabf_cli.EntropyConfig(text=text, length=64, num_documents=1)
+        ),
+        "summarize": eabf_cli.summarize(eabf_cli.SummarizeConfig(files=(text,), model="eabf-tiny", max_new_tokens=4)),
+    }
+
+
+def test_results_have_the_keys_that_the_api_page_names(results: dict[str, dict[str, Any]]) -> None:
+    section = read("docs/api.md").split("\n## Results\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, flags=re.MULTILINE)
+    assert {function for function, _ in rows} == set(results)
+    for function, cell in rows:
+        # What stands in brackets describes the value before it.
+        named = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", cell))
+        assert named
+        assert set(named) <= set(results[function]), function
 
 
 @pytest.mark.skipif(not PYTHON_457, reason="EABF_TRANSFORMERS_457_PYTHON names no interpreter with transformers 4.57")

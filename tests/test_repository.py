@@ -134,8 +134,10 @@ def test_changelog_has_this_version() -> None:
 
 def test_every_dependency_is_pinned_for_ci() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
     wanted = {
-        re.match(r"[\w-]+", entry)[0] for entry in project["dependencies"] + project["optional-dependencies"]["dev"]
-    }  # type: ignore[index]
+        re.match(r"[\w-]+", entry)[0]  # type: ignore[index]
+        for entry in project["dependencies"] + extras["dev"] + extras["docs"]
+    }
     pinned = set(re.findall(r"^([\w-]+)==", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
     assert wanted <= pinned

@@ -117,6 +117,8 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+"""Every method by its name."""
+
 _BY_ALIAS = {alias: method for method in METHODS.values() for alias in method.aliases}
 
 

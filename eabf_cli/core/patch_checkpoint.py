@@ -135,7 +135,7 @@ def patch_checkpoint(config: PatchConfig) -> dict[str, Any]:
     Weights are copied file by file, never loaded (a GGUF file is: it has to be dequantised).
 
     Returns:
-        the JSON result of DESIGN.md section 5.
+        the result, ready for JSON (docs/api.md).
 
     Raises:
         EabfError: anything the user can put right; nothing is left behind.

@@ -28,7 +28,7 @@ class RopeScalingConfig:
         original_max_position_embeddings: the pre-trained window c, in tokens.
         rope_theta: the base frequency: a number, "paper" (500,000) or "auto" (critical-dimension rule).
         original_rope_theta: the base frequency before the method.
-        unscaled_layers: layers whose attention logits keep their scale (METHOD.md section 1: 0 and 1).
+        unscaled_layers: layers whose attention logits keep their scale (0 and 1 in the paper).
 
     Raises:
         InvalidConfigError: an unknown method, a factor that extends nothing, or a malformed field.
@@ -77,7 +77,7 @@ class RopeScalingConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The Hugging Face `rope_scaling` form of this config (DESIGN.md section 4)."""
+        """The Hugging Face `rope_scaling` form of this config (docs/method.md)."""
         scaling: dict[str, Any] = {"rope_type": self.method, "type": self.method, "factor": self.factor}
         for name in ("original_max_position_embeddings", "original_rope_theta", "rope_theta"):
             if getattr(self, name) is not None:

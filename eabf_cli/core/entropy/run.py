@@ -42,17 +42,18 @@ def compute_attention_entropy(config: EntropyConfig) -> dict[str, Any]:
     Computed in float32 beside the model's own forward pass, which is unchanged.
 
     Returns:
-        the JSON document of DESIGN.md section 5. Beside its keys: `model`, `revision`, `weights`, `method`, `factor`,
+        the result, ready for JSON (docs/api.md). Beside its keys: `model`, `revision`, `weights`, `method`, `factor`,
         `original_max_position_embeddings` (the pre-trained window c), `max_position_embeddings`, `dataset`,
-        `num_skipped_documents`, `visible_keys` [layer][position], `layers` (`criterion.LayerSlope`), `head_slope`
-        [layer][head] (nats per unit of ln n, None where the positions do not tell), `slope_range`, `drift` (`from`,
-        `to`, `nats`: the change of the mean entropy from the pre-trained window's end to the last position), `wall_s`,
-        `tokens_per_s`, `peak_memory_gib`, `output`, `notes`;
-        with scores `scores` (`sink` and `recent` [layer][head], `by_distance` [layer][head][bucket]: attention mass,
-        averaged over documents and the positions at which sink and recent tokens are apart; `distance_edges`: bucket
-        b holds the distances from edge b up to edge b + 1, the query's own token being at 0);
-        with compare `compare` (what the second model is, its `entropy`, `stderr` and `head_slope`, `difference` =
-        second minus first [layer][head][position], and its `difference_stderr`, paired by document).
+        `num_skipped_documents`, `visible_keys[layer][position]`, `layers` (`criterion.LayerSlope`),
+        `head_slope[layer][head]` (nats per unit of ln n, None where the positions do not tell), `slope_range`, `drift`
+        (`from`, `to`, `nats`: the change of the mean entropy from the pre-trained window's end to the last position),
+        `wall_s`, `tokens_per_s`, `peak_memory_gib`, `output`, `notes`;
+        with scores `scores` (`sink[layer][head]`, `recent[layer][head]`, `by_distance[layer][head][bucket]`: attention
+        mass, averaged over documents and the positions at which sink and recent tokens are apart; `distance_edges`:
+        bucket b holds the distances from edge b up to edge b + 1, the query's own token being at 0);
+        with compare `compare` (what the second model is, its `entropy`, `stderr` and
+        `head_slope`, `difference[layer][head][position]` = second minus first, and its `difference_stderr`, paired by
+        document).
         A dry run has no measured key, but `memory`.
 
     Raises:

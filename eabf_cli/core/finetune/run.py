@@ -66,11 +66,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Extend a model's window and finetune it on a few long samples (arXiv 2401.07004, section 4.1).
 
     The run lives in its folder: settings first, `checkpoint-N/` while it trains, the final checkpoint in
-    the form of DESIGN.md section 4, and `eabf_run.json` last. Several processes (torchrun, accelerate launch)
+    the form of docs/method.md, and `eabf_run.json` last. Several processes (torchrun, accelerate launch)
     train together; the main one measures and writes.
 
     Returns:
-        the JSON result of DESIGN.md section 5.
+        the result, ready for JSON (docs/api.md).
 
     Raises:
         EabfError: anything the user can put right, before weights are loaded where it can be known.

@@ -37,7 +37,7 @@ def summarize(config: SummarizeConfig, *, on_text: OnText | None = None) -> dict
         on_text: gets each summary while it is written.
 
     Returns:
-        the result of one document (DESIGN.md section 5), or `{"summaries": [...]}` for several: `file`,
+        the result of one document, or `{"summaries": [...]}` for several: `file`,
         `summary`, `num_pages`, `num_document_tokens`, `num_prompt_tokens` (given to the model in all),
         `num_generated_tokens`, `original_max_position_embeddings`, `window`, `factor`, `method` (None: not
         extended), `truncated`, `too_long` (what was done to make it fit, or None), `num_sections`, `cut` (the
