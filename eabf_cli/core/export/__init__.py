@@ -1,0 +1,1 @@
+"""Checkpoints for others: written from any source of ours, verified, and published."""
