@@ -31,3 +31,7 @@ class OutputExistsError(EabfError):
 
 class TrainingInterrupted(KeyboardInterrupt):
     """A run was asked to stop; the message says what was saved and how to go on."""
+
+
+class VerificationError(EabfError):
+    """A written checkpoint does not do what its source does, or does not load without this package."""
