@@ -29,6 +29,10 @@ class OutputExistsError(EabfError):
     """The target of a write exists and may not be replaced."""
 
 
+class HubError(EabfError):
+    """The Hub cannot be reached, refuses, or answers what cannot be right."""
+
+
 class TrainingInterrupted(KeyboardInterrupt):
     """A run was asked to stop; the message says what was saved and how to go on."""
 
