@@ -151,16 +151,28 @@ def load_adapter(model: PreTrainedModel, source: ModelSource) -> PeftModel:
         raise CheckpointError(
             f"the adapter of {source.name} cannot be put on its base model: {' '.join(str(error).split())[:300]}"
         ) from error
+    check_complete(source, set(get_peft_model_state_dict(adapted, save_embedding_layers=False)))
+    return adapted
+
+
+def check_complete(source: ModelSource, expected: set[str]) -> None:
+    """Refuse an adapter whose weights are not those that its configuration tells of.
+
+    PEFT leaves what it does not find at its first values, with no more than a warning.
+
+    Args:
+        expected: the names in its file.
+
+    Raises:
+        CheckpointError: some are missing, or there are others.
+    """
     with safe_open(str(source.folder / ADAPTER_WEIGHTS), framework="pt") as file:
         stored = set(file.keys())
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if stored != expected:
-        # PEFT leaves what it does not find at its first values, with no more than a warning.
         raise CheckpointError(
             f"{source.folder / ADAPTER_WEIGHTS} does not hold what {ADAPTER_CONFIG} says (first: "
             f"{min(stored ^ expected)}): the adapter was damaged"
         )
-    return adapted
 
 
 @torch.no_grad()

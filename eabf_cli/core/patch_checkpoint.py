@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eabf_cli.core import architectures
+from eabf_cli.core.card.base_card import read_base_card
 from eabf_cli.core.checkpoint import LoadedConfig, has_tokenizer, load_model, load_tokenizer, read_config
 from eabf_cli.core.checkpoint_format import check_can_save, join_config
 from eabf_cli.core.demo import DEMO_MODEL
@@ -124,7 +125,7 @@ def plan_checkpoint(config: PatchConfig) -> PatchPlan:
         loaded=loaded,
         resolution=resolution,
         report=report,
-        joined=join_config(_raw_without_scaling(loaded), resolution.base_config, resolution.scaling),
+        joined=join_config(raw_without_scaling(loaded), resolution.base_config, resolution.scaling),
         warnings=tuple(warnings),
     )
 
@@ -159,9 +160,15 @@ def patch_checkpoint(config: PatchConfig) -> dict[str, Any]:
         else:
             _copy_weights(plan.source, partial)
             copy_tokenizer(plan.source.folder, partial, scaling.max_position_embeddings)
-            _copy_if_there(plan.source.folder / "generation_config.json", partial)
+            copy_if_there(plan.source.folder / "generation_config.json", partial)
             write_scaled_config(partial, plan.joined, plan.resolution.base_config.model_type, scaling)
-        write_model_card(partial, plan.report, base_model=plan.source.name, revision=plan.source.revision)
+        write_model_card(
+            partial,
+            plan.report,
+            base_model=plan.source.name,
+            revision=plan.source.revision,
+            base_card=read_base_card(plan.source.folder),
+        )
         arguments = asdict(config) | {"output": str(output)}
         record = run_record("patch", arguments, result | {"weights": plan.source.fingerprint()})
         write_run_record(partial, record)
@@ -170,8 +177,12 @@ def patch_checkpoint(config: PatchConfig) -> dict[str, Any]:
 
 def config_changes(plan: PatchPlan) -> dict[str, list[Any]]:
     """The `config.json` fields that differ: name -> [old, new]."""
-    on_disk = plan.loaded.raw if plan.source.gguf_file else plan.source.config()
-    old, new = _comparable(on_disk), _comparable(plan.joined)
+    return changed_fields(plan.loaded.raw if plan.source.gguf_file else plan.source.config(), plan.joined)
+
+
+def changed_fields(on_disk: dict[str, Any], written: dict[str, Any]) -> dict[str, list[Any]]:
+    """The fields in which two `config.json` differ: name -> [old, new]."""
+    old, new = _comparable(on_disk), _comparable(written)
     names = [name for name in (*new, *(name for name in old if name not in new)) if old.get(name) != new.get(name)]
     return {name: [old.get(name), new.get(name)] for name in names}
 
@@ -186,7 +197,8 @@ def _comparable(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _raw_without_scaling(loaded: LoadedConfig) -> dict[str, Any]:
+def raw_without_scaling(loaded: LoadedConfig) -> dict[str, Any]:
+    """A plain configuration's JSON object as `join_config` takes it."""
     return {name: value for name, value in loaded.raw.items() if name != "original_max_position_embeddings"}
 
 
@@ -212,7 +224,7 @@ def copy_tokenizer(source: Path, target: Path, model_max_length: int) -> None:
     A tokenizer saved again by transformers 5 would name a class that 4.57 does not have.
     """
     for name in _TOKENIZER_FILES:
-        _copy_if_there(source / name, target)
+        copy_if_there(source / name, target)
     if (source / _TOKENIZER_CONFIG).is_file():
         settings = read_json(source / _TOKENIZER_CONFIG)
         write_json(target / _TOKENIZER_CONFIG, settings | {"model_max_length": model_max_length})
@@ -220,7 +232,8 @@ def copy_tokenizer(source: Path, target: Path, model_max_length: int) -> None:
         write_json(target / _TOKENIZER_CONFIG, {"model_max_length": model_max_length})
 
 
-def _copy_if_there(path: Path, target: Path) -> None:
+def copy_if_there(path: Path, target: Path) -> None:
+    """Copy a file into a folder; nothing happens where there is none."""
     if path.is_file():
         shutil.copyfile(path, target / path.name)
 
