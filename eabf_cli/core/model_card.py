@@ -1,45 +1,24 @@
-"""The README.md of a checkpoint, through huggingface_hub's ModelCard."""
+"""The README.md of a checkpoint: what it is, what was measured, how to load it and where it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
+from eabf_cli.core.card.base_card import CARD_FILE, BaseCard
+from eabf_cli.core.card.code_files import code_section
+from eabf_cli.core.card.markdown import code
+from eabf_cli.core.card.metadata import card_data
+from eabf_cli.core.card.method import method_section
+from eabf_cli.core.card.results import compat_section, results_section
+from eabf_cli.core.card.runtimes import checkpoint_form, runtimes_section
+from eabf_cli.core.card.usage import usage_section
 from eabf_cli.core.checkpoint_format import MODELING_FILE
-from eabf_cli.core.methods import METHODS
+from eabf_cli.core.files import read_json
 from eabf_cli.core.report import PatchReport
-
-_TEMPLATE = """---
-{{ card_data }}
----
-
-# {{ title }}
-
-`{{ base_model }}`, its context window extended from {{ window }} to {{ target }} tokens
-by **{{ method }}** ({{ reference }}): {{ summary }}
-
-| | before | after |
-|---|---|---|
-| window (tokens) | {{ window }} | {{ target }} |
-| rope_theta | {{ old_theta }} | {{ new_theta }} |
-
-{{ scale }}
-
-{{ results }}
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("PATH"{{ trust }})
-model = AutoModelForCausalLM.from_pretrained("PATH"{{ trust }})
-```
-
-{{ who }}
-Made with `eabf-cli`; `eabf_run.json` says how.
-"""
 
 
 def write_model_card(
@@ -48,51 +27,48 @@ def write_model_card(
     *,
     base_model: str,
     revision: str | None,
-    results: str = "No evaluation was run on this checkpoint.",
+    base_card: BaseCard | None = None,
+    run: Mapping[str, Any] | None = None,
+    compat: Mapping[str, Any] | None = None,
+    repo_id: str | None = None,
 ) -> None:
-    """Write the card of a checkpoint folder.
+    """Write the card of a checkpoint folder; nothing is claimed in it that is not in the arguments or the folder.
 
     Args:
-        results: markdown with what was measured; nothing else is claimed.
+        folder: the checkpoint, with its `config.json` and its code.
+        report: the method with its numbers.
+        base_model: name or path of the model that was extended.
+        revision: its commit on the Hub; None where it is not from there.
+        base_card: what its own card says (`read_base_card`).
+        run: result of the finetune that made the weights; None where nothing was trained.
+        compat: result of `measure_compat`, for a form that lacks a scale that the model was trained with.
+        repo_id: what the loading commands name; None writes a placeholder.
     """
     needs_code = (folder / MODELING_FILE).is_file()
-    entry = METHODS[report.method]
-    if report.scaled_layers:
-        positions = ", ".join(f"{t:.4g} at {position:,}" for position, t in report.logit_scale.items())
-        exempt = ", ".join(map(str, report.unscaled_layers)) or "none"
-        scale = (
-            f"Attention logits of {report.num_scaled_layers} layers are scaled: {positions} (exempt layers: {exempt})."
-        )
-    else:
-        scale = "Attention logits are not scaled by position."
-    who = (
-        f"The scale is applied by `{MODELING_FILE}` in this folder, hence `trust_remote_code=True`; "
-        "software that does not run it refuses the model type instead of answering wrongly.\n"
-        if needs_code
-        else "Stock transformers loads this checkpoint; no extra code is needed.\n"
+    form = checkpoint_form(read_json(folder / "config.json"), needs_code=needs_code)
+    name = Path(base_model).name
+    title = f"{name} {report.method} x{report.factor:g}"
+    data = card_data(
+        report,
+        title=title,
+        base_model=base_model,
+        revision=revision,
+        base_card=base_card or BaseCard(),
+        run=run,
     )
-    data = ModelCardData(
-        # A local path means nothing to a reader on the Hub.
-        base_model=base_model if revision is not None else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["long-context", "rope", "eabf", report.method],
-    )
-    card = ModelCard.from_template(
-        data,
-        template_str=_TEMPLATE,
-        title=f"{Path(base_model).name} {report.method} x{report.factor:g}",
-        base_model=base_model if revision is None else f"{base_model}@{revision}",
-        method=report.method,
-        reference=entry.reference,
-        summary=entry.summary,
-        window=f"{report.original_max_position_embeddings:,}",
-        target=f"{report.max_position_embeddings:,}",
-        old_theta=f"{report.original_rope_theta:,.0f}",
-        new_theta=f"{report.rope_theta:,.0f}",
-        scale=scale,
-        results=results,
-        trust=", trust_remote_code=True" if needs_code else "",
-        who=who,
-    )
-    card.save(folder / "README.md")
+    window = report.max_position_embeddings
+    shown = code(name if revision is None else f"{base_model}@{revision}")
+    sections = [
+        f"# {title}",
+        f"{shown}, its context window extended from {report.original_max_position_embeddings:,} "
+        f"to {window:,} tokens with `eabf-cli`. "
+        "`eabf_run.json` says how it was made.",
+        method_section(report),
+        results_section(run),
+        compat_section(compat) if compat is not None else "",
+        usage_section(repo_id or "PATH", needs_code=needs_code, window=window),
+        runtimes_section(form, left_out=compat is not None and compat["method"] == "abf"),
+        code_section(folder),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(folder / CARD_FILE)

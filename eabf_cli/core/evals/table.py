@@ -7,6 +7,8 @@ from itertools import groupby
 from typing import Any
 
 Result = Mapping[str, Any]
+# What a finetune result calls its models, and what a reader should.
+_RUN_MODELS = {"original": "original", "before": "patched", "after": "finetuned", "control": "control"}
 _Values = dict[int, float | None]
 
 _NO_VALUE = "-"
@@ -23,15 +25,9 @@ def format_table(results: Mapping[str, Result], *, width: int = 100) -> str:
     Args:
         results: name of a model (original, patched, finetuned, control, ...) to its `evaluate` result.
     """
-    columns = [
-        _Column(title, {name: values_of(result) for name, result in results.items()}, form)
-        for title, values_of, form in _MEASUREMENTS
-    ]
     name_width = max(map(len, results), default=0)
-    blocks: list[list[_Column]] = []
-    for column in columns:
-        if not column.lengths:
-            continue
+    blocks: list[list[Column]] = []
+    for column in measured_columns(results):
         used = name_width + sum(len(_GROUP_GAP) + other.width for other in blocks[-1]) if blocks else width
         if used + len(_GROUP_GAP) + column.width > width:
             blocks.append([])
@@ -39,11 +35,36 @@ def format_table(results: Mapping[str, Result], *, width: int = 100) -> str:
     return "\n\n".join(_format_block(block, list(results), name_width) for block in blocks)
 
 
-class _Column:
-    """One measurement: a title, a sub-column per length, a cell per model and length."""
+def measured_models(result: Result) -> dict[str, Result]:
+    """The `evaluate` results that a finetune result has, by what to call their models."""
+    return {shown: result[name] for name, shown in _RUN_MODELS.items() if (result.get(name) or {}).get("lengths")}
+
+
+def measured_columns(results: Mapping[str, Result]) -> list[Column]:
+    """The measurements that at least one of the models has, in the order of the table.
+
+    Args:
+        results: as for `format_table`.
+    """
+    columns = [
+        Column(title, {name: values_of(result) for name, result in results.items()}, form)
+        for title, values_of, form in _MEASUREMENTS
+    ]
+    return [column for column in columns if column.lengths]
+
+
+class Column:
+    """One measurement: a title, a sub-column per length, a cell per model and length.
+
+    Attributes:
+        lengths: in tokens; `headers` are the same as text.
+        values: model name -> length -> the value, None or absent where it was not measured.
+        cells: model name -> the values as text, one for each length.
+    """
 
     def __init__(self, title: str, values: Mapping[str, _Values], form: str) -> None:
         self.title = title
+        self.values = values
         self.lengths = sorted({length for found in values.values() for length in found})
         self.cells = {
             name: [_format_value(found.get(length), form) for length in self.lengths] for name, found in values.items()
@@ -62,7 +83,7 @@ class _Column:
         return _GAP.join(text.rjust(width) for text, width in zip(texts, self.widths, strict=True))
 
 
-def _format_block(columns: Sequence[_Column], names: Sequence[str], name_width: int) -> str:
+def _format_block(columns: Sequence[Column], names: Sequence[str], name_width: int) -> str:
     lines = [
         [" " * name_width, *(column.title.ljust(column.width) for column in columns)],
         [" " * name_width, *(column.line(column.headers) for column in columns)],

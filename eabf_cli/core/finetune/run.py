@@ -14,12 +14,13 @@ import torch
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from eabf_cli.core.card.base_card import read_base_card
 from eabf_cli.core.checkpoint import load_model, stored_dtype
 from eabf_cli.core.data.sample_set import SampleSet
 from eabf_cli.core.data.samples import SampleCollator
 from eabf_cli.core.devices import choose_device, peak_memory_gib, torch_dtype
 from eabf_cli.core.errors import TrainingInterrupted
-from eabf_cli.core.evals.table import format_table
+from eabf_cli.core.evals.table import format_table, measured_models
 from eabf_cli.core.evaluation import evaluate
 from eabf_cli.core.files import check_space, disk_errors_explained
 from eabf_cli.core.finetune.control import cut_samples
@@ -317,7 +318,8 @@ class _Run:
                 plan.report,
                 base_model=plan.source.name,
                 revision=plan.source.revision,
-                results=_results_text(result),
+                base_card=read_base_card(plan.source.folder),
+                run=result,
             )
         write_run_record(folder, run_record("finetune", run_settings(self.config, plan), result))
         forget_measurements(folder)
@@ -338,15 +340,5 @@ def _lengths(window: int, target: int) -> list[int]:
 
 def comparison_table(result: dict[str, Any]) -> str:
     """The before-and-after table of a finetune result; empty if nothing was measured."""
-    names = {"original": "original", "before": "patched", "after": "finetuned", "control": "control"}
-    measured = {shown: result[name] for name, shown in names.items() if (result.get(name) or {}).get("lengths")}
+    measured = measured_models(result)
     return format_table(measured) if measured else ""
-
-
-def _results_text(result: dict[str, Any]) -> str:
-    trained = (
-        f"Finetuned on {result['num_samples']} samples of `{result['dataset']}` "
-        f"({result['num_tokens']:,} tokens, {result['num_steps']} steps, {result['tuning']})."
-    )
-    table = comparison_table(result)
-    return f"{trained}\n\n```\n{table}\n```" if table else f"{trained} No evaluation was run."

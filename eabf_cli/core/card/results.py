@@ -1,0 +1,98 @@
+"""The card's tables of what was measured, and the same as `model-index` metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from eabf_cli.core.card.markdown import code, table
+from eabf_cli.core.evals.table import Column, measured_columns, measured_models
+
+NOT_MEASURED = "No evaluation was run on this checkpoint."
+_EXPLANATION = (
+    "The same prompts and texts for every row: perplexity of the end of held-out documents; the loss of the same "
+    "tokens with more and more of the text before them visible; and the share of prompts whose answer, decoded "
+    "greedily, is exactly right. *Patched* is the method without training."
+)
+_CONTROL = "*Control* is the same training on the same tokens cut to the old window, without the method."
+_COMPAT_MODELS = {"as_trained": "as trained", "compat": "this checkpoint"}
+# Metric of the Hub and title in the table; the loss by context has no metric there.
+_METRICS = {
+    "perplexity": "perplexity",
+    "passkey": "accuracy",
+    "unseen needles": "accuracy",
+    "repeated span": "accuracy",
+}
+
+
+def results_section(run: Mapping[str, Any] | None) -> str:
+    """What a run measured.
+
+    Args:
+        run: result of `finetune`, as `eabf_run.json` has it; None for a model that was not trained here.
+    """
+    models = measured_models(run) if run is not None else {}
+    parts = ["## Evaluation"]
+    if run is not None:
+        parts.append(_training_text(run))
+    if not models:
+        return "\n\n".join([*parts, NOT_MEASURED])
+    explanation = f"{_EXPLANATION} {_CONTROL}" if "control" in models else _EXPLANATION
+    return "\n\n".join([*parts, explanation, *map(_markdown, measured_columns(models))])
+
+
+def compat_section(compat: Mapping[str, Any]) -> str:
+    """What the form for other software costs against the model as it was trained.
+
+    Args:
+        compat: result of `measure_compat`.
+    """
+    models = {shown: compat[name] for name, shown in _COMPAT_MODELS.items() if name in compat}
+    return "\n\n".join(
+        [
+            "## What this form leaves out",
+            f"The model was trained with a scale on its attention logits that this form, `{compat['method']}`, "
+            f"{'only follows in steps' if compat['method'] == 'native' else 'does not have'}. {compat['summary']}",
+            *map(_markdown, measured_columns(models)),
+        ]
+    )
+
+
+def eval_results(run: Mapping[str, Any] | None) -> list[EvalResult]:
+    """The finetuned model's figures as entries of the card's `model-index`."""
+    models = measured_models(run) if run is not None else {}
+    if run is None or "finetuned" not in models:
+        return []
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type="eabf-cli",
+            dataset_name="eabf-cli: held-out documents and retrieval prompts",
+            metric_type=_METRICS[column.title],
+            metric_name=f"{column.title} at {length:,} tokens",
+            metric_value=round(value, 4),
+        )
+        for column in measured_columns({"finetuned": models["finetuned"]})
+        if column.title in _METRICS
+        for length in column.lengths
+        if (value := column.values["finetuned"].get(length)) is not None
+    ]
+
+
+def _training_text(run: Mapping[str, Any]) -> str:
+    dataset = str(run["dataset"])
+    # A path on the machine that trained it means nothing to a reader.
+    shown = Path(dataset).name if Path(dataset).is_absolute() or dataset.startswith((".", "~")) else dataset
+    return (
+        f"Finetuned on {run['num_samples']} samples of {code(shown)} "
+        f"({run['num_tokens']:,} tokens, {run['num_steps']} steps, {run['tuning']}, seed {run['seed']})."
+    )
+
+
+def _markdown(column: Column) -> str:
+    rows = [(name, *cells) for name, cells in column.cells.items()]
+    return table((column.title, *column.headers), rows)
