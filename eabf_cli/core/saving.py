@@ -65,4 +65,9 @@ def write_scaled_config(target: Path, config: dict[str, Any], model_type: str, s
 
 def copy_modeling_file(target: Path) -> None:
     """Copy the bundled modelling file, byte for byte."""
-    shutil.copyfile(inspect.getfile(modeling_eabf), target / MODELING_FILE)
+    (target / MODELING_FILE).write_bytes(modeling_source())
+
+
+def modeling_source() -> bytes:
+    """The bundled modelling file."""
+    return Path(inspect.getfile(modeling_eabf)).read_bytes()

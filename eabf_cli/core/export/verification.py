@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
+from eabf_cli.core.checkpoint import has_tokenizer, read_config, stored_dtype
+from eabf_cli.core.checkpoint_format import MODELING_FILE
+from eabf_cli.core.errors import CheckpointError, VerificationError
+from eabf_cli.core.export import clean_reload, comparison
+from eabf_cli.core.export.comparison import Observation
+from eabf_cli.core.export.reference import Reference, expected_scaling, measure_reference
+from eabf_cli.core.export.writing import describe_file
+from eabf_cli.core.files import read_json, write_json
+from eabf_cli.core.run_record import read_run_record
+from eabf_cli.core.saving import modeling_source
 from eabf_cli.core.scaling_config import RopeScalingConfig
-from eabf_cli.core.sources import ModelSource
+from eabf_cli.core.sources import ModelSource, find_model
+
+logger = logging.getLogger(__name__)
+
+# Of the environment, the clean process gets all but what steers Python, the Hub and a launcher of several processes.
+_LEFT_OUT = ("HF_", "HUGGING", "TRANSFORMERS_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +71,7 @@ def verify_export(
     source: ModelSource,
     *,
     scaling: RopeScalingConfig | None = None,
+    trust_remote_code: bool = False,
     device: str = "auto",
     seed: int = 42,
 ) -> Verification:
@@ -57,13 +81,28 @@ def verify_export(
         folder: the written checkpoint.
         source: the model that it was made from, as `find_model` gives it.
         scaling: the method that the checkpoint carries where it is not the source's own (`--compat`).
+        trust_remote_code: let a tokenizer's own code run; the modelling file is this package's or is not run.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         seed: of the tokens.
 
     Raises:
         VerificationError: the two differ, or the checkpoint does not load in a clean process.
     """
-    raise NotImplementedError
+    try:
+        needs_code = _check_modeling_code(folder)
+        if not trust_remote_code:
+            _check_tokenizer_code(folder)
+        return _verify(
+            folder,
+            source,
+            scaling,
+            runs_code=needs_code or trust_remote_code,
+            trust_remote_code=trust_remote_code,
+            device=device,
+            seed=seed,
+        )
+    except VerificationError as error:
+        raise VerificationError(f"the checkpoint in {folder} failed its verification: {error}") from error
 
 
 def verify_existing(
@@ -79,13 +118,205 @@ def verify_existing(
     The reference is this package's own load of the same files.
 
     Args:
-        trust_remote_code: run a modelling file that differs from this package's.
+        trust_remote_code: run a modelling file that differs from this package's, and a tokenizer's own code.
 
     Returns:
         `model`, `revision`, `verified` (the largest logit difference), `verification` (the details).
 
     Raises:
+        CheckpointError: there is no such checkpoint, or it is an adapter or a GGUF file.
         VerificationError: the two differ, files are not those that were recorded, or a foreign modelling file
             would have to be run.
     """
-    raise NotImplementedError
+    source = find_model(name, revision=revision)
+    if source.base is not None or source.gguf_file is not None:
+        kind = "an adapter" if source.base is not None else "a GGUF file"
+        raise CheckpointError(f"{name} is {kind}, and only exported checkpoints can be verified: export it first")
+    try:
+        recorded = _check_recorded_files(source.folder)
+        needs_code = trust_remote_code or _check_modeling_code(source.folder)
+        if not trust_remote_code:
+            _check_tokenizer_code(source.folder)
+        found = _verify(
+            source.folder,
+            source,
+            None,
+            runs_code=needs_code,
+            trust_remote_code=trust_remote_code,
+            device=device,
+            seed=seed,
+        )
+    except VerificationError as error:
+        raise VerificationError(f"{name} failed its verification: {error}") from error
+    details = found.to_dict()
+    details["checks"] = {"files": recorded} | details["checks"]
+    return {
+        "model": name,
+        "revision": source.revision,
+        "verified": found.max_logit_difference,
+        "verification": details,
+    }
+
+
+def _check_modeling_code(folder: Path) -> bool:
+    """Whether a checkpoint is loaded through a modelling file, which is this package's.
+
+    Raises:
+        VerificationError: the file is another one, there is none, or `auto_map` names other code.
+    """
+    auto_map = read_json(folder / "config.json").get("auto_map")
+    if auto_map is None:
+        return False
+    path = folder / MODELING_FILE
+    if not path.is_file():
+        raise VerificationError(f"its config.json names code, but there is no {MODELING_FILE}")
+    if path.read_bytes() != modeling_source():
+        raise VerificationError(
+            f"its {MODELING_FILE} differs from this version's, so it was not run: read it first, then give "
+            "--trust-remote-code, or export the checkpoint again"
+        )
+    module = MODELING_FILE.removesuffix(".py")
+    names = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
+    foreign = [name for name in names if not str(name).startswith(f"{module}.")]
+    if foreign:
+        raise VerificationError(f"its auto_map names other code than {MODELING_FILE} ({foreign[0]!r}): it was not run")
+    return True
+
+
+def _check_tokenizer_code(folder: Path) -> None:
+    """Raises VerificationError for a tokenizer that brings code of its own."""
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and read_json(path).get("auto_map"):
+        raise VerificationError(
+            "its tokenizer brings code of its own, which was not run: read it first, then give --trust-remote-code"
+        )
+
+
+def _check_recorded_files(folder: Path) -> str:
+    """Hold a folder's files to the sizes and hashes in its run file."""
+    record = read_run_record(folder) or {}
+    files = record.get("files")
+    if not isinstance(files, list):
+        return "no record of them"
+    for entry in files:
+        path = folder / str(entry["name"])
+        if path.name != entry["name"] or not path.is_file():
+            raise VerificationError(f"its file {entry['name']} is missing")
+        if describe_file(path)["sha256"] != entry["sha256"]:
+            raise VerificationError(f"its file {path.name} is not the one that was exported (SHA-256)")
+    return f"{len(files)} as exported (SHA-256)"
+
+
+def _verify(
+    folder: Path,
+    source: ModelSource,
+    scaling: RopeScalingConfig | None,
+    *,
+    runs_code: bool,
+    trust_remote_code: bool,
+    device: str,
+    seed: int,
+) -> Verification:
+    written = find_model(str(folder))
+    written.weight_files()
+    found = read_config(written).resolution
+    expected = expected_scaling(source, scaling)
+    checks = {"method": comparison.check_scaling(found.scaling if found is not None else None, expected)}
+    reference = measure_reference(
+        source, scaling, stored_dtype(written), trust_remote_code=trust_remote_code, device=device, seed=seed
+    )
+    reloaded = _reload(folder, reference, runs_code=runs_code)
+    assert reloaded.logit_scale is not None
+
+    seen = reference.observation
+    rule = expected.entry.logit_scale if expected is not None else None
+    window = expected.original_max_position_embeddings if expected is not None else None
+    checks |= {
+        "max_position_embeddings": comparison.check_window(
+            reloaded.max_position_embeddings, seen.max_position_embeddings
+        ),
+        "weights": comparison.check_weights(reloaded.weights, seen.weights),
+        "frequencies": comparison.check_frequencies(reloaded.frequencies, seen.frequencies),
+        "logit_scale": comparison.check_logit_scale(
+            reloaded.logit_scale,
+            reference.positions,
+            reference.scaled_layers,
+            rule=rule,
+            window=window or seen.max_position_embeddings,
+            dtype=reference.compute_dtype,
+        ),
+        "tokenizer": comparison.check_tokenizer(reloaded.tokenizer, seen.tokenizer),
+    }
+    largest, tolerance = comparison.logit_tolerance(seen.logits, reference.compute_dtype)
+    difference, checks["logits"] = comparison.check_logits(reloaded.logits, seen.logits, tolerance=tolerance)
+    scaled = reloaded.logit_scale[list(reference.scaled_layers)] if reference.scaled_layers else reloaded.logit_scale
+    return Verification(
+        max_logit_difference=difference,
+        max_logit=largest,
+        tolerance=tolerance,
+        compute_dtype=str(reference.compute_dtype).removeprefix("torch."),
+        lengths=reference.rows.lengths,
+        spread_to=reference.rows.spread_to,
+        logit_scale=dict(zip(reference.positions, [round(t, 6) for t in scaled.mean(dim=0).tolist()], strict=True)),
+        checks=checks,
+        notes=reference.rows.notes,
+    )
+
+
+def _reload(folder: Path, reference: Reference, *, runs_code: bool) -> Observation:
+    """What a process without this package makes of a checkpoint.
+
+    Raises:
+        VerificationError: it cannot load or run it.
+    """
+    with tempfile.TemporaryDirectory(prefix="eabf-verify-") as name:
+        room = Path(name)
+        save_file(reference.rows.tensors, room / "rows.safetensors")
+        has_text = reference.text is not None and has_tokenizer(folder)
+        if has_text:
+            (room / "text.txt").write_text(reference.text or "", encoding="utf-8")
+        request = {
+            "folder": str(folder.resolve()),
+            "trust_remote_code": runs_code,
+            "device": reference.device,
+            "float32": str(reference.compute_dtype) == "torch.float32",
+            "rows": str(room / "rows.safetensors"),
+            "positions": [position - 1 for position in reference.positions],
+            "text": str(room / "text.txt") if has_text else None,
+            "tensors": str(room / "tensors.safetensors"),
+            "report": str(room / "report.json"),
+        }
+        write_json(room / "request.json", request)
+        _run_clean(room)
+        tensors = load_file(room / "tensors.safetensors")
+        report = json.loads((room / "report.json").read_text(encoding="utf-8"))
+    return Observation(
+        logits={name: tensor for name, tensor in tensors.items() if name.endswith(".logits")},
+        frequencies={name: tensor for name, tensor in tensors.items() if name.endswith("inv_freq")},
+        weights=report["weights"],
+        max_position_embeddings=report["max_position_embeddings"],
+        tokenizer=report.get("tokenizer"),
+        logit_scale=tensors["logit_scale"],
+    )
+
+
+def _run_clean(room: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
+    # Nothing is fetched, and the copy that transformers makes of a modelling file goes with the room.
+    environment |= {"HF_HOME": str(room / "home"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    script = clean_reload.__file__
+    ended = subprocess.run(
+        # -P: the script's own folder stays off the import path.
+        [sys.executable, "-P", script, str(room / "request.json")],
+        env=environment,
+        cwd=room,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    logger.debug("clean process: %s", ended.stderr)
+    if ended.returncode != 0:
+        lines = [line for line in ended.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {ended.returncode}"
+        raise VerificationError(f"a process with torch and transformers alone cannot load it: {reason[:500]}")
