@@ -28,6 +28,8 @@ MODELING_FILE = "modeling_eabf.py"
 RECORD = "eabf_scaling"
 _PREFIX = "eabf_"
 _ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+# Where vLLM's own Ministral-3 looks for the temperature; it does not read rope_parameters for it.
+_VLLM_TEMPERATURE = "llama_4_scaling"
 # What the released checkpoints leave out: their code had the base and c typed in and scaled every layer.
 RELEASED_ORIGINAL_THETA = 10_000.0
 
@@ -111,7 +113,8 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
     _check_has_form(base, scaling)
     config = scaled_config(base, scaling)
     parameters = architectures.rope_parameters(config)
-    joined = {name: value for name, value in raw.items() if name not in (*_ROPE_FIELDS, "auto_map", RECORD)}
+    dropped = (*_ROPE_FIELDS, "auto_map", RECORD, _VLLM_TEMPERATURE)
+    joined = {name: value for name, value in raw.items() if name not in dropped}
     joined["max_position_embeddings"] = config.max_position_embeddings
     for name in ("head_dim", "original_max_position_embeddings"):
         if hasattr(base, name) and getattr(config, name) != getattr(base, name):
@@ -129,12 +132,14 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
         window = scaling.original_max_position_embeddings
         assert window is not None
         joined |= {"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"], "sliding_window": None}
+        beta = 1 / math.log(window)
         joined["rope_parameters"] = {
             "rope_type": "default",
             "rope_theta": scaling.rope_theta,
-            "llama_4_scaling_beta": 1 / math.log(window),
+            "llama_4_scaling_beta": beta,
             "original_max_position_embeddings": window,
         }
+        joined[_VLLM_TEMPERATURE] = {"original_max_position_embeddings": window, "beta": beta}
     elif base.model_type == architectures.TEMPERED:
         joined["rope_parameters"] = config.rope_parameters
     elif architectures.is_nested_rope(base):
@@ -205,7 +210,7 @@ def _split_scaled(raw: dict[str, Any], entry: dict[str, Any]) -> SplitConfig:
 
 def _plain(raw: dict[str, Any], model_type: str, scaling: RopeScalingConfig) -> dict[str, Any]:
     """The configuration of the model before the method was applied."""
-    dropped = ("rope_scaling", "auto_map", RECORD, "rope_theta")
+    dropped = ("rope_scaling", "auto_map", RECORD, "rope_theta", _VLLM_TEMPERATURE)
     plain = {name: value for name, value in raw.items() if name not in dropped}
     parameters = plain.pop("rope_parameters", None) or {}
     if "full_attention" in parameters:

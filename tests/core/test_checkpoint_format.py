@@ -110,6 +110,12 @@ def test_native_on_a_llama_is_a_ministral3() -> None:
         "llama_4_scaling_beta": pytest.approx(1 / math.log(4096)),
         "original_max_position_embeddings": 4096,
     }
+    # vLLM's own class reads this one.
+    assert joined["llama_4_scaling"] == {
+        "original_max_position_embeddings": 4096,
+        "beta": pytest.approx(1 / math.log(4096)),
+    }
+    assert "llama_4_scaling" not in split_config(joined).plain
 
 
 @pytest.mark.parametrize("method", METHODS)
