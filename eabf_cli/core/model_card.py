@@ -13,7 +13,7 @@ from eabf_cli.core.card.code_files import code_section
 from eabf_cli.core.card.markdown import code
 from eabf_cli.core.card.metadata import card_data
 from eabf_cli.core.card.method import method_section
-from eabf_cli.core.card.results import compat_section, results_section
+from eabf_cli.core.card.results import compat_section, read_run, results_section
 from eabf_cli.core.card.runtimes import checkpoint_form, runtimes_section
 from eabf_cli.core.card.usage import usage_section
 from eabf_cli.core.checkpoint_format import MODELING_FILE
@@ -40,10 +40,14 @@ def write_model_card(
         base_model: name or path of the model that was extended.
         revision: its commit on the Hub; None where it is not from there.
         base_card: what its own card says (`read_base_card`).
-        run: result of the finetune that made the weights; None where nothing was trained.
+        run: the record of what made the weights (`eabf_run.json`); None where there is none.
         compat: result of `measure_compat`, for a form that lacks a scale that the model was trained with.
         repo_id: what the loading commands name; None writes a placeholder.
+
+    Raises:
+        CheckpointError: the record of a finetune that cannot be read.
     """
+    results = read_run(run)
     needs_code = (folder / MODELING_FILE).is_file()
     form = checkpoint_form(read_json(folder / "config.json"), needs_code=needs_code)
     name = Path(base_model).name
@@ -54,7 +58,8 @@ def write_model_card(
         base_model=base_model,
         revision=revision,
         base_card=base_card or BaseCard(),
-        run=run,
+        results=results,
+        dataset=str(run["dataset"]) if run is not None and results.training else None,
     )
     window = report.max_position_embeddings
     shown = code(name if revision is None else f"{base_model}@{revision}")
@@ -64,7 +69,7 @@ def write_model_card(
         f"to {window:,} tokens with `eabf-cli`. "
         "`eabf_run.json` says how it was made.",
         method_section(report),
-        results_section(run),
+        results_section(results),
         compat_section(compat) if compat is not None else "",
         usage_section(repo_id or "PATH", needs_code=needs_code, window=window),
         runtimes_section(form, left_out=compat is not None and compat["method"] == "abf"),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from eabf_cli.core.card.base_card import BaseCard
-from eabf_cli.core.card.results import eval_results
+from eabf_cli.core.card.results import RunResults, eval_results
 from eabf_cli.core.report import PatchReport
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,15 +21,17 @@ def card_data(
     base_model: str,
     revision: str | None,
     base_card: BaseCard,
-    run: Mapping[str, Any] | None,
+    results: RunResults,
+    dataset: str | None,
 ) -> ModelCardData:
     """The fields of a card; those that are not known are left out.
 
     Args:
         title: name of the model in the `model-index`.
         base_model: what was extended; it is named only with a `revision`, which a Hub model has.
+        dataset: what it was trained on.
     """
-    results = eval_results(run)
+    model_index = eval_results(results)
     language = list(base_card.language)
     return ModelCardData(
         # A local path means nothing to a reader on the Hub.
@@ -41,18 +41,16 @@ def card_data(
         license_name=base_card.licence_name,
         license_link=base_card.licence_link,
         language=language[0] if len(language) == 1 else language or None,
-        datasets=_hub_datasets(run),
+        datasets=_hub_datasets(dataset),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["long-context", "rope", "eabf", report.method],
-        model_name=title if results else None,
-        eval_results=results or None,
+        model_name=title if model_index else None,
+        eval_results=model_index or None,
     )
 
 
-def _hub_datasets(run: Mapping[str, Any] | None) -> list[str] | None:
+def _hub_datasets(dataset: str | None) -> list[str] | None:
     """The training data, if it is a dataset of the Hub."""
-    if run is None or not isinstance(run.get("dataset"), str):
-        return None
-    name = run["dataset"].partition("@")[0]
+    name = (dataset or "").partition("@")[0]
     return [name] if _HUB_ID.fullmatch(name) and not Path(name).exists() else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
 from eabf_cli.core.card.markdown import code, table
+from eabf_cli.core.errors import CheckpointError
 from eabf_cli.core.evals.table import Column, measured_columns, measured_models
+from eabf_cli.core.run_record import RUN_FILE
 
 NOT_MEASURED = "No evaluation was run on this checkpoint."
 _EXPLANATION = (
@@ -18,6 +21,7 @@ _EXPLANATION = (
     "greedily, is exactly right. *Patched* is the method without training."
 )
 _CONTROL = "*Control* is the same training on the same tokens cut to the old window, without the method."
+_TRAINING_KEYS = {"dataset", "num_samples", "num_tokens", "num_steps", "tuning", "seed", "train_loss"}
 _COMPAT_MODELS = {"as_trained": "as trained", "compat": "this checkpoint"}
 # Metric of the Hub and title in the table; the loss by context has no metric there.
 _METRICS = {
@@ -28,20 +32,54 @@ _METRICS = {
 }
 
 
-def results_section(run: Mapping[str, Any] | None) -> str:
-    """What a run measured.
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """What a run's record tells.
+
+    Attributes:
+        training: what the model was trained on, in a sentence; empty where it was not.
+        columns: the measurements of all its models.
+        finetuned: those of the model that the checkpoint holds.
+    """
+
+    training: str = ""
+    columns: tuple[Column, ...] = ()
+    finetuned: tuple[Column, ...] = ()
+
+
+def read_run(run: Mapping[str, Any] | None) -> RunResults:
+    """Read the record of what made a checkpoint.
 
     Args:
-        run: result of `finetune`, as `eabf_run.json` has it; None for a model that was not trained here.
+        run: result of `finetune`, as `eabf_run.json` has it; another command's record, or None, tells nothing.
+
+    Raises:
+        CheckpointError: a finetune's record that cannot be read.
     """
-    models = measured_models(run) if run is not None else {}
-    parts = ["## Evaluation"]
-    if run is not None:
-        parts.append(_training_text(run))
-    if not models:
+    if run is None or not run.keys() >= _TRAINING_KEYS:
+        return RunResults()
+    try:
+        models = measured_models(run)
+        finetuned = {name: result for name, result in models.items() if name == "finetuned"}
+        return RunResults(
+            training=_training_text(run),
+            columns=tuple(measured_columns(models)),
+            finetuned=tuple(measured_columns(finetuned)),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"the results of the finetune in {RUN_FILE} cannot be read ({type(error).__name__}: {error}): the file was "
+            "damaged; without it the model card says nothing of the training"
+        ) from error
+
+
+def results_section(results: RunResults) -> str:
+    """What a run measured."""
+    parts = ["## Evaluation", *([results.training] if results.training else [])]
+    if not results.columns:
         return "\n\n".join([*parts, NOT_MEASURED])
-    explanation = f"{_EXPLANATION} {_CONTROL}" if "control" in models else _EXPLANATION
-    return "\n\n".join([*parts, explanation, *map(_markdown, measured_columns(models))])
+    explanation = f"{_EXPLANATION} {_CONTROL}" if "control" in results.columns[0].cells else _EXPLANATION
+    return "\n\n".join([*parts, explanation, *map(_markdown, results.columns)])
 
 
 def compat_section(compat: Mapping[str, Any]) -> str:
@@ -61,11 +99,8 @@ def compat_section(compat: Mapping[str, Any]) -> str:
     )
 
 
-def eval_results(run: Mapping[str, Any] | None) -> list[EvalResult]:
+def eval_results(results: RunResults) -> list[EvalResult]:
     """The finetuned model's figures as entries of the card's `model-index`."""
-    models = measured_models(run) if run is not None else {}
-    if run is None or "finetuned" not in models:
-        return []
     return [
         EvalResult(
             task_type="text-generation",
@@ -76,7 +111,7 @@ def eval_results(run: Mapping[str, Any] | None) -> list[EvalResult]:
             metric_name=f"{column.title} at {length:,} tokens",
             metric_value=round(value, 4),
         )
-        for column in measured_columns({"finetuned": models["finetuned"]})
+        for column in results.finetuned
         if column.title in _METRICS
         for length in column.lengths
         if (value := column.values["finetuned"].get(length)) is not None

@@ -80,7 +80,7 @@ def checkpoint_form(config: dict[str, Any], *, needs_code: bool) -> Form:
 def runtimes_table(rows: Sequence[Runtime]) -> str:
     """The rows as Markdown."""
     return table(
-        ("", "applies", "how that is known"),
+        ("runtime", "applies", "how that is known"),
         [(row.name, f"{row.applies} ({row.note})" if row.note else row.applies, row.evidence) for row in rows],
     )
 
