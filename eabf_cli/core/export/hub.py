@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.export.hub_client import HubClient
+from eabf_cli.core.export.hub_contents import RepoContents, base_model_of, check_contents, compare, folder_files
+from eabf_cli.core.export.hub_permissions import check_permission
 from eabf_cli.core.export.hub_retries import Retries
+from eabf_cli.core.export.hub_target import HubTarget
+from eabf_cli.core.export.hub_token import check_no_token
+from eabf_cli.core.export.licences import check_licence
 
-
-@dataclass(frozen=True, kw_only=True)
-class HubTarget:
-    """Where and how a checkpoint is published.
-
-    Attributes:
-        repo_id: OWNER/NAME; the repository is made where there is none.
-        private: make the repository private.
-        revision: branch to upload to, made from the default branch where there is none; None: the default branch.
-        create_pr: open a pull request instead of changing a branch.
-        commit_message: first line of the commit.
-        token: of the Hub; None: huggingface_hub finds it (HF_TOKEN, `hf auth login`).
-        accept_license: the user accepts the conditions under which the base model's licence allows publishing.
-
-    Raises:
-        InvalidConfigError: no valid OWNER/NAME, or a pull request against a branch.
-    """
-
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    commit_message: str | None = None
-    token: str | None = field(default=None, repr=False)
-    accept_license: bool = False
+logger = logging.getLogger(__name__)
 
 
 def check_hub(
@@ -56,7 +38,10 @@ def check_hub(
         HubError: offline mode, no token or a wrong one, no permission, a repository with another model in it, a
             licence whose conditions were not accepted.
     """
-    raise NotImplementedError
+    warnings = check_licence(licence, base_model, accepted=target.accept_license)
+    hub = HubClient(target, retries or Retries())
+    warnings += check_permission(hub.whoami(), target.repo_id, create_pr=target.create_pr)
+    return warnings + _check(hub.contents(), target, base_model)
 
 
 def push_folder(
@@ -79,4 +64,48 @@ def push_folder(
     Raises:
         HubError: see `check_hub`; or the transfer failed. The folder is left as it is.
     """
-    raise NotImplementedError
+    hub = HubClient(target, retries or Retries())
+    check_no_token(folder_files(folder), hub.token)
+    contents = hub.contents()
+    _check(contents, target, base_model_of(folder))
+    if not dry_run:
+        contents = hub.make_place(contents)
+    transfer = compare(folder, contents)
+    result: dict[str, Any] = {"repo_id": target.repo_id, "commit_url": None, "commit_oid": None, "pr_url": None}
+    result["files"] = transfer.listed()
+    if dry_run:
+        return result
+    if transfer.is_empty:
+        logger.info(f"{target.repo_id} has these files already: nothing was sent")
+        url = f"{constants.ENDPOINT}/{target.repo_id}/commit/{contents.head}"
+        return result | {"commit_url": url, "commit_oid": contents.head}
+    num_bytes = sum(operation.upload_info.size for operation in transfer.additions)
+    logger.info(f"Sending {len(transfer.additions)} files ({num_bytes / 1e6:,.1f} MB) to {target.repo_id}")
+    with _progress_bars(show_progress):
+        hub.send_blobs(transfer)
+        commit = hub.commit(transfer, contents)
+    hub.check_arrival(transfer, commit)
+    return result | {"commit_url": commit.url, "commit_oid": commit.oid, "pr_url": commit.pr_url}
+
+
+def _check(contents: RepoContents, target: HubTarget, base_model: str | None) -> list[str]:
+    return check_contents(
+        contents,
+        repo_id=target.repo_id,
+        base_model=base_model,
+        private=target.private,
+        create_pr=target.create_pr,
+    )
+
+
+@contextmanager
+def _progress_bars(show: bool) -> Iterator[None]:
+    """Let huggingface_hub show its bars, which count bytes, or not."""
+    were_shown = not are_progress_bars_disabled()
+    if not show:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not show and were_shown:
+            enable_progress_bars()

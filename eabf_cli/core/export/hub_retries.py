@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import parse_ratelimit_headers
 
 logger = logging.getLogger(__name__)
@@ -41,9 +41,8 @@ def is_busy(error: Exception) -> bool:
 
 def is_broken_connection(error: Exception) -> bool:
     """Whether no whole answer came: refused, cut, timed out."""
-    # huggingface_hub's errors are subclasses of its HTTP library's base, whichever library that is.
-    transport = HfHubHTTPError.__mro__[1]
-    return isinstance(error, transport) and not isinstance(error, HfHubHTTPError)
+    # HTTPError is the base of its HTTP library's errors; huggingface_hub's own come with an answer.
+    return isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
 
 
 def is_passing(error: Exception) -> bool:
