@@ -24,7 +24,7 @@ _EXPORTS = {
     "FinetuneConfig": "finetune.plan",
     "finetune": "finetune.run",
     "ExportConfig": "export.settings",
-    "HubTarget": "export.hub",
+    "HubTarget": "export.hub_target",
     "export_checkpoint": "export.exporting",
     "SummarizeConfig": "summarize.settings",
     "summarize": "summarize.run",

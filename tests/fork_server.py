@@ -169,6 +169,7 @@ def _serve() -> None:
     import torch
 
     import eabf_cli.core.entropy.run
+    import eabf_cli.core.export.exporting
     import eabf_cli.core.finetune.run
     import eabf_cli.core.patch_checkpoint  # noqa: F401
 

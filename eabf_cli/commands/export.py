@@ -22,7 +22,11 @@ def _hide_token(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 source_options = options.bundle(
     click.option("--source-revision", metavar="REV", help="Branch, tag or commit of a Hub source."),
-    click.option("--trust-remote-code", is_flag=True, help="With --verify: run a Hub model's own code."),
+    click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Let a tokenizer's own code run; with --verify a modelling file's, too.",
+    ),
 )
 form_options = options.bundle(
     click.option(
@@ -95,7 +99,7 @@ def export(source: str | None, as_json: bool, verify: bool, **values: Any) -> No
 
 def _hub_target(values: dict[str, Any]) -> Any:
     """Take the Hub's options out of a command's values, as the core's `HubTarget`; None without `--to-hub`."""
-    from eabf_cli.core.export.hub import HubTarget
+    from eabf_cli.core.export.hub_target import HubTarget
 
     repo_id, given = values.pop("repo_id"), {name: values.pop(name) for name in _HUB_FIELDS}
     if repo_id is not None:
@@ -112,7 +116,7 @@ def _verify(source: str | None, values: dict[str, Any], *, as_json: bool) -> Non
     if source is None:
         raise click.UsageError("--verify needs a folder or a Hub id: eabf export --verify exported")
     context = click.get_current_context()
-    known = ("source_revision", "trust_remote_code", "device", "seed", "token")
+    known = ("source_revision", "trust_remote_code", "device", "seed")
     for name in values:
         if name not in known and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             flag = "to-hub" if name == "repo_id" else name.replace("_", "-")

@@ -37,7 +37,7 @@ def export_checkpoint(config: ExportConfig) -> dict[str, Any]:
     plan = make_plan(config)
     warnings = [*plan.warnings]
     if config.hub is not None:
-        warnings += check_hub(config.hub, licence=plan.provenance.licence, base_model=plan.provenance.base_model)
+        warnings += check_hub(config.hub, licence=plan.provenance.card.licence, base_model=plan.provenance.base_model)
     check_target(plan.output, overwrite=config.overwrite, sources=_source_folders(plan))
     result = _known_result(plan) | {"warnings": warnings}
     if config.dry_run:
@@ -48,7 +48,14 @@ def export_checkpoint(config: ExportConfig) -> dict[str, Any]:
     with whole_folder(plan.output, overwrite=config.overwrite) as partial:
         write_checkpoint(plan, config, partial, compat=compat)
         logger.info("Verifying it in a clean process")
-        verification = verify_export(partial, plan.source, scaling=plan.compat, device=config.device, seed=config.seed)
+        verification = verify_export(
+            partial,
+            plan.source,
+            scaling=plan.compat,
+            trust_remote_code=config.trust_remote_code,
+            device=config.device,
+            seed=config.seed,
+        )
         result |= {
             "output": str(plan.output),
             "files": list_files(partial),
@@ -72,7 +79,7 @@ def _known_result(plan: ExportPlan) -> dict[str, Any]:
         "source": plan.source.name,
         "model": plan.provenance.base_model,
         "revision": plan.provenance.revision,
-        "licence": plan.provenance.licence,
+        "licence": plan.provenance.card.licence,
         "output": None,
         "repo_id": None,
         "commit_url": None,

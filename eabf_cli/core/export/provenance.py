@@ -40,11 +40,6 @@ class Provenance:
     card: BaseCard
     licence_files: tuple[Path, ...]
 
-    @property
-    def licence(self) -> str | None:
-        """The base model's licence, by its own name where the Hub has none for it."""
-        return self.card.licence_name or self.card.licence if self.card.licence == "other" else self.card.licence
-
 
 def find_provenance(source: ModelSource) -> Provenance:
     """Follow a checkpoint's records back to the model that it was made from, and read that model's card.

@@ -11,7 +11,7 @@ from eabf_cli.core.devices import DTYPES
 from eabf_cli.core.errors import InvalidConfigError
 
 if TYPE_CHECKING:
-    from eabf_cli.core.export.hub import HubTarget
+    from eabf_cli.core.export.hub_target import HubTarget
 
 # The forms for runtimes that cannot run our code.
 Compat = Literal["abf", "native"]
