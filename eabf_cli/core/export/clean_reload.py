@@ -143,7 +143,7 @@ def _reload(request: dict[str, Any]) -> None:
     tensors["logit_scale"] = measure_logit_scale(model, request["positions"])
     if request["text"] is not None:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=request["trust_remote_code"])
-        report["tokenizer"] = describe_tokenizer(tokenizer, Path(request["text"]).read_text(encoding="utf-8"))
+        report["tokenizer"] = describe_tokenizer(tokenizer, Path(request["text"]).read_bytes().decode())
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, request["tensors"])
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
 

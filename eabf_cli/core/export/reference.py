@@ -71,6 +71,7 @@ def measure_reference(
     scaling: RopeScalingConfig | None,
     dtype: torch.dtype,
     *,
+    tokenizer: ModelSource,
     trust_remote_code: bool,
     device: str,
     seed: int,
@@ -80,6 +81,7 @@ def measure_reference(
     Args:
         scaling: the method to put in the place of the source's own; None keeps that.
         dtype: to which the weights are rounded, once, before anything is computed.
+        tokenizer: the model whose tokenizer the checkpoint has.
         trust_remote_code: let the tokenizer's own code run.
         device: as for `load_model`.
         seed: of the tokens.
@@ -107,15 +109,15 @@ def measure_reference(
         rows = choose_rows(loaded.config, num_parameters, window, target, device_type=model.device.type, seed=seed)
         weights = _round_weights(model, dtype, compute_dtype)
         frequencies = rotary_frequencies(model)
-        tokenizer, text = _read_tokenizer(
-            source, target if carried is not None else None, trust_remote_code=trust_remote_code
+        described, text = _read_tokenizer(
+            tokenizer, target if carried is not None else None, trust_remote_code=trust_remote_code
         )
         observation = Observation(
             logits=compute_logits(model, rows.tensors),
             frequencies=frequencies,
             weights=weights,
             max_position_embeddings=architectures.decoder(model).config.max_position_embeddings,
-            tokenizer=tokenizer,
+            tokenizer=described,
         )
         return Reference(
             observation=observation,

@@ -87,11 +87,11 @@ def _tokens(config: PretrainedConfig, length: int, generator: torch.Generator) -
 def _spread(window: int, target: int, generator: torch.Generator) -> torch.Tensor:
     """Sorted positions from 0 to the last of the target, with those beside the window's end."""
     fixed = torch.tensor([0, window - 1, min(window, target - 1), target - 1])
-    others = torch.randperm(target, generator=generator)[:_SPREAD_TOKENS]
+    others = torch.randint(target, (_SPREAD_TOKENS,), generator=generator)
     return torch.cat([fixed, others]).unique()
 
 
 def _places(length: int, generator: torch.Generator) -> torch.Tensor:
     """Sorted places of a row, with its first and last one."""
-    others = torch.randperm(length, generator=generator)[:_PLACES]
+    others = torch.randint(length, (_PLACES,), generator=generator)
     return torch.cat([torch.tensor([0, length - 1]), others]).unique()

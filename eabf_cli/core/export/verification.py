@@ -15,14 +15,14 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from eabf_cli.core.checkpoint import has_tokenizer, read_config, stored_dtype
-from eabf_cli.core.checkpoint_format import MODELING_FILE
+from eabf_cli.core.checkpoint_format import CODE_FIELDS, MODELING_FILE
 from eabf_cli.core.errors import CheckpointError, VerificationError
 from eabf_cli.core.export import clean_reload, comparison
 from eabf_cli.core.export.comparison import Observation
 from eabf_cli.core.export.reference import Reference, expected_scaling, measure_reference
 from eabf_cli.core.export.writing import describe_file
 from eabf_cli.core.files import read_json, write_json
-from eabf_cli.core.run_record import read_run_record
+from eabf_cli.core.run_record import RUN_FILE, read_run_record
 from eabf_cli.core.saving import modeling_source
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.core.sources import ModelSource, find_model
@@ -71,6 +71,7 @@ def verify_export(
     source: ModelSource,
     *,
     scaling: RopeScalingConfig | None = None,
+    tokenizer: ModelSource | None = None,
     trust_remote_code: bool = False,
     device: str = "auto",
     seed: int = 42,
@@ -81,6 +82,7 @@ def verify_export(
         folder: the written checkpoint.
         source: the model that it was made from, as `find_model` gives it.
         scaling: the method that the checkpoint carries where it is not the source's own (`--compat`).
+        tokenizer: the model that the tokenizer was taken from; None: the source.
         trust_remote_code: let a tokenizer's own code run; the modelling file is this package's or is not run.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         seed: of the tokens.
@@ -96,6 +98,7 @@ def verify_export(
             folder,
             source,
             scaling,
+            tokenizer=tokenizer or source,
             runs_code=needs_code or trust_remote_code,
             trust_remote_code=trust_remote_code,
             device=device,
@@ -141,6 +144,7 @@ def verify_existing(
             source.folder,
             source,
             None,
+            tokenizer=source,
             runs_code=needs_code,
             trust_remote_code=trust_remote_code,
             device=device,
@@ -164,7 +168,14 @@ def _check_modeling_code(folder: Path) -> bool:
     Raises:
         VerificationError: the file is another one, there is none, or `auto_map` names other code.
     """
-    auto_map = read_json(folder / "config.json").get("auto_map")
+    raw = read_json(folder / "config.json")
+    auto_map = raw.get("auto_map")
+    fetched = [name for name in CODE_FIELDS if name != "auto_map" and raw.get(name) is not None]
+    if fetched:
+        raise VerificationError(
+            f"its config.json has {fetched[0]} ({raw[fetched[0]]!r}), by which transformers may fetch other code: it "
+            "was not loaded; export the checkpoint again"
+        )
     if auto_map is None:
         return False
     path = folder / MODELING_FILE
@@ -199,11 +210,13 @@ def _check_recorded_files(folder: Path) -> str:
     if not isinstance(files, list):
         return "no record of them"
     for entry in files:
-        path = folder / str(entry["name"])
-        if path.name != entry["name"] or not path.is_file():
-            raise VerificationError(f"its file {entry['name']} is missing")
-        if describe_file(path)["sha256"] != entry["sha256"]:
-            raise VerificationError(f"its file {path.name} is not the one that was exported (SHA-256)")
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or Path(name).name != name:
+            raise VerificationError(f"its {RUN_FILE} lists {entry!r}, which is no file of the folder: it was damaged")
+        if not (folder / name).is_file():
+            raise VerificationError(f"its file {name} is missing")
+        if describe_file(folder / name)["sha256"] != entry.get("sha256"):
+            raise VerificationError(f"its file {name} is not the one that was exported (its SHA-256 is another)")
     return f"{len(files)} as exported (SHA-256)"
 
 
@@ -212,6 +225,7 @@ def _verify(
     source: ModelSource,
     scaling: RopeScalingConfig | None,
     *,
+    tokenizer: ModelSource,
     runs_code: bool,
     trust_remote_code: bool,
     device: str,
@@ -223,7 +237,13 @@ def _verify(
     expected = expected_scaling(source, scaling)
     checks = {"method": comparison.check_scaling(found.scaling if found is not None else None, expected)}
     reference = measure_reference(
-        source, scaling, stored_dtype(written), trust_remote_code=trust_remote_code, device=device, seed=seed
+        source,
+        scaling,
+        stored_dtype(written),
+        tokenizer=tokenizer,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        seed=seed,
     )
     reloaded = _reload(folder, reference, runs_code=runs_code)
     assert reloaded.logit_scale is not None
@@ -274,7 +294,8 @@ def _reload(folder: Path, reference: Reference, *, runs_code: bool) -> Observati
         save_file(reference.rows.tensors, room / "rows.safetensors")
         has_text = reference.text is not None and has_tokenizer(folder)
         if has_text:
-            (room / "text.txt").write_text(reference.text or "", encoding="utf-8")
+            # Bytes: a text file's line ends are not kept.
+            (room / "text.txt").write_bytes((reference.text or "").encode())
         request = {
             "folder": str(folder.resolve()),
             "trust_remote_code": runs_code,
