@@ -52,6 +52,7 @@ def export_checkpoint(config: ExportConfig) -> dict[str, Any]:
             partial,
             plan.source,
             scaling=plan.compat,
+            tokenizer=plan.tokenizer,
             trust_remote_code=config.trust_remote_code,
             device=config.device,
             seed=config.seed,
@@ -109,7 +110,7 @@ def _measured(plan: ExportPlan, config: ExportConfig) -> dict[str, Any] | None:
     if plan.compat is None:
         return None
     logger.info("Measuring what the form %s costs", plan.compat.method)
-    return measure_compat(plan.source, plan.compat, device=config.device, seed=config.seed)
+    return measure_compat(plan.source, plan.compat, tokenizer=plan.tokenizer, device=config.device, seed=config.seed)
 
 
 def _arguments(config: ExportConfig, plan: ExportPlan) -> dict[str, Any]:

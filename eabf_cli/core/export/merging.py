@@ -82,6 +82,8 @@ def read_updates(source: ModelSource, config: PretrainedConfig) -> AdapterUpdate
         settings = PeftConfig.from_pretrained(str(source.folder))
         if not isinstance(settings, LoraConfig):
             return None
+        # PEFT warns where it differs from the model's name, which is none here.
+        settings.base_model_name_or_path = None
         adapted = get_peft_model(architectures.meta_model(config), settings, low_cpu_mem_usage=True)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
@@ -106,6 +108,7 @@ def _check_shapes(source: ModelSource, expected: Mapping[str, Tensor]) -> None:
 
 def _updates(source: ModelSource, adapted: PeftModel) -> AdapterUpdates | None:
     low_rank, trained = {}, {}
+    tied = adapted.get_base_model().all_tied_weights_keys if adapted.active_peft_config.ensure_weight_tying else {}
     for path, module in adapted.named_modules():
         name = path.removeprefix(_PREFIX)
         if isinstance(module, LoraLayer):
@@ -121,5 +124,7 @@ def _updates(source: ModelSource, adapted: PeftModel) -> AdapterUpdates | None:
             )
         elif isinstance(module, ModulesToSaveWrapper):
             for parameter, _ in module.modules_to_save[_NAME].named_parameters():
-                trained[f"{name}.{parameter}"] = f"{path}.{parameter}"
+                # A head that was trained as what it is tied to, the embeddings, is stored with them.
+                if f"{name}.{parameter}" not in tied:
+                    trained[f"{name}.{parameter}"] = f"{path}.{parameter}"
     return AdapterUpdates(source=source, low_rank=low_rank, trained=trained)

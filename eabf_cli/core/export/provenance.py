@@ -50,8 +50,8 @@ def find_provenance(source: ModelSource) -> Provenance:
     record = _record(source.folder)
     base_model, revision = _base(source, record)
     folders = [source.folder, *([source.base.folder] if source.base is not None else [])]
-    # A base that is a folder of ours has a record of its own.
-    while (folder := _local(base_model)) is not None and folder not in folders:
+    # A base that is a folder of ours has a record of its own. What comes from the Hub names none of this machine's.
+    while source.revision is None and (folder := _local(base_model)) is not None and folder not in folders:
         folders.append(folder)
         inner = _record(folder)
         if inner is None or not isinstance(inner.get("model"), str):
@@ -112,8 +112,10 @@ def _card(folders: list[Path]) -> BaseCard:
 def _licence_files(folders: list[Path]) -> Iterator[Path]:
     seen = set()
     for folder in folders:
+        # The Hub's cache is made of links; elsewhere one may lead anywhere.
+        may_link = folder.parent.name == "snapshots"
         for pattern in _LICENCE_FILES:
             for path in sorted(folder.glob(pattern)):
-                if path.is_file() and path.name not in seen:
+                if path.is_file() and (may_link or not path.is_symlink()) and path.name not in seen:
                     seen.add(path.name)
                     yield path
