@@ -309,7 +309,7 @@ def record_files(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
 
 
-def test_an_existing_folder_is_verified_against_our_own_load_and_its_record(export: Path) -> None:
+def test_an_existing_folder_is_verified_against_our_own_load_and_its_record(export: Path, in_process: None) -> None:
     record_files(export)
     before = contents(export)
     found = verify_existing(str(export), device="cpu")
