@@ -14,6 +14,8 @@ from typing import Any
 
 from eabf_cli.core.errors import CheckpointError, EabfError, OutputExistsError
 
+# An index of the largest models has a few MB.
+_LARGEST_JSON_BYTES = 256 * 2**20
 _MARKERS = ("eabf_run.json", "config.json", "eabf_settings.json")
 
 
@@ -156,13 +158,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, or holds something else.
+        CheckpointError: the file is missing, unreadable, too large or too deep, or holds something else.
     """
     try:
+        if path.stat().st_size > _LARGEST_JSON_BYTES:
+            raise CheckpointError(f"{path} is larger than {_LARGEST_JSON_BYTES / 2**20:.0f} MiB: it will not be read")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: is {path.parent} a model folder?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # ValueError: bad UTF-8, bad JSON, an integer of thousands of digits.
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, an object is expected")

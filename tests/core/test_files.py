@@ -184,6 +184,8 @@ def test_json_is_written_atomically_and_read_back(tmp_path: Path, monkeypatch: p
         (b"", ["not readable JSON"]),
         (b'{"a": 1', ["not readable JSON"]),
         (b"\xff\xfe", ["not readable JSON"]),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", ["not readable JSON"]),
+        (b'{"a": ' + b"9" * 5_000 + b"}", ["not readable JSON"]),
         (b"[1]", ["a JSON list", "an object is expected"]),
         (b"null", ["NoneType", "an object is expected"]),
     ],
@@ -197,6 +199,15 @@ def test_json_of_another_form_is_refused_by_name(content: bytes | None, said: li
     assert [word for word in said if word not in str(error.value)] == []
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_json_larger_than_any_index_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    path.touch()
+    # Sparse: as long as it says, and no block of it is written.
+    os.truncate(path, 2**40)
+    with pytest.raises(CheckpointError, match="larger than 256 MiB"):
+        read_json(path)
 
 
 def test_a_folder_where_json_is_expected_is_refused(tmp_path: Path) -> None:
