@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from eabf_cli.core.errors import UnsupportedModelError
+from eabf_cli.core.errors import CheckpointError, UnsupportedModelError, first_line
 
 # Model types whose attention goes through transformers' attention interface with position ids, and for
 # which the tests hold the patched model to an independent reference (tests/architectures.py).
@@ -123,12 +123,22 @@ def _slides(attention: nn.Module, config: PretrainedConfig, index: int) -> bool:
 
 
 def meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a config without its weights (on the meta device), to look at its layers."""
+    """The model of a config without its weights (on the meta device), to look at its layers.
+
+    Raises:
+        CheckpointError: transformers cannot build a model from these values.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    # Any value may be wrong, and transformers checks few of them.
+    except Exception as error:
+        raise CheckpointError(
+            f"no {config.model_type!r} model can be built from its config.json: {first_line(error)}"
+        ) from error
 
 
 # --- RoPE parameters: flat for most families, one entry per layer type for a few ------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint_format import SplitConfig, split_config
 from eabf_cli.core.devices import choose_device, torch_dtype
-from eabf_cli.core.errors import CheckpointError, InvalidConfigError
+from eabf_cli.core.errors import CheckpointError, EabfError, InvalidConfigError, UnsupportedModelError, first_line
 from eabf_cli.core.files import read_json
 from eabf_cli.core.patching import apply_method, apply_resolution
 from eabf_cli.core.resolution import Resolution, resolve_scaling
@@ -25,6 +25,12 @@ from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.core.sources import SCALING_FILE, ModelSource, find_model
 
 logger = logging.getLogger(__name__)
+
+_STORED_DTYPES = ("float32", "float16", "bfloat16", "float64")
+# Far more than any language model has; each is built, if without weights, before it is looked at.
+_MOST_LAYERS = 2000
+# Weights, so that the smallest models are not judged by what their headers take.
+_SLACK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +90,33 @@ def _read_adapted(adapter: ModelSource, base: ModelSource, unscaled_layers: tupl
 
 
 def _config_from(split: SplitConfig, source: ModelSource) -> PretrainedConfig:
+    path = source.folder / "config.json"
     model_type = split.plain.get("model_type")
     if not model_type:
-        raise CheckpointError(f"{source.folder / 'config.json'} has no model_type: it is not a transformers model")
+        raise CheckpointError(f"{path} has no model_type: it is not a transformers model")
+    kind = architectures.config_class(model_type)
+    methods = [name for name in split.plain if callable(getattr(kind, name, None))]
+    if methods:
+        raise CheckpointError(f"{path} has a field {methods[0]!r}, which no {model_type!r} config has: it was damaged")
     try:
-        return architectures.config_class(model_type).from_dict(dict(split.plain))
-    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise CheckpointError(
-            f"{source.folder / 'config.json'} is not a valid {model_type!r} config: {' '.join(str(error).split())}"
-        ) from error
+        config = kind.from_dict(dict(split.plain))
+    # Any field may hold anything, and transformers checks some of them by using them.
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a valid {model_type!r} config: {' '.join(str(error).split())}") from error
+    _check_numbers(config, path)
+    return config
+
+
+def _check_numbers(config: PretrainedConfig, path: Path) -> None:
+    """Refuse values that transformers would take and then never come back from, or give no numbers with."""
+    num_layers = getattr(config, "num_hidden_layers", 1)
+    if not isinstance(num_layers, int) or not 1 <= num_layers <= _MOST_LAYERS:
+        raise CheckpointError(f"{path} has num_hidden_layers {num_layers!r}, 1 to {_MOST_LAYERS} can be read")
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for entry in parameters.values() if architectures.is_nested_rope(config) else [parameters]:
+        theta = entry.get("rope_theta", 1.0)
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+            raise CheckpointError(f"{path} has rope_theta {theta!r}, a positive number is expected")
 
 
 def _gguf_config(source: ModelSource) -> PretrainedConfig:
@@ -176,16 +200,24 @@ def load_weights(source: ModelSource, config: PretrainedConfig, **options: Any) 
             vars(result).pop(name, None)
         vars(result.config).pop("quantization_config", None)
         return result
-    source.weight_files()
-    result, info = AutoModelForCausalLM.from_pretrained(
-        source.folder,
-        config=config,
-        use_safetensors=True,
-        output_loading_info=True,
-        # They are refused below, with their names.
-        ignore_mismatched_sizes=True,
-        **options,
-    )
+    _check_quantization(source, config)
+    _check_amount(source, config)
+    try:
+        result, info = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            # They are refused below, with their names.
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    # Whole files may still hold what no model can be made of.
+    except Exception as error:
+        raise CheckpointError(f"the weights of {source.name} cannot be loaded: {first_line(error)}") from error
     misshapen = sorted(info["mismatched_keys"])
     if misshapen:
         name, stored, expected = misshapen[0]
@@ -201,13 +233,45 @@ def load_weights(source: ModelSource, config: PretrainedConfig, **options: Any) 
     return result
 
 
+def _check_quantization(source: ModelSource, config: PretrainedConfig) -> None:
+    """Refuse stored forms whose kernels transformers fetches from the Hub."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+    if method != "bitsandbytes":
+        raise UnsupportedModelError(
+            f"the weights of {source.name} are stored quantised ({method!r}), which is not read: "
+            "take the model with its unquantised weights"
+        )
+
+
+def _check_amount(source: ModelSource, config: PretrainedConfig) -> None:
+    """Refuse a config that asks for far more weights than there are: they would be made up, in memory."""
+    stored = sum(path.stat().st_size for path in source.weight_files())
+    num_parameters = architectures.meta_model(config).num_parameters()
+    # 4-bit weights have half a byte, and a tied embedding is stored once.
+    if num_parameters > 4 * stored + _SLACK:
+        raise CheckpointError(
+            f"{source.folder / 'config.json'} describes {num_parameters:.3g} weights, the files hold "
+            f"{stored / 1e6:,.1f} MB: it does not belong to them"
+        )
+
+
 def stored_dtype(source: ModelSource) -> torch.dtype:
-    """The dtype that a model's weights are stored in; float32 for GGUF, which is dequantised."""
+    """The dtype that a model's weights are stored in; float32 for GGUF, which is dequantised.
+
+    Raises:
+        CheckpointError: the configuration names another kind.
+    """
     source = source.base or source
     if source.gguf_file is not None:
         return torch.float32
     raw = source.config()
-    return getattr(torch, raw.get("dtype") or raw.get("torch_dtype") or "float32")
+    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if name not in _STORED_DTYPES:
+        raise CheckpointError(f"{source.folder / 'config.json'} has dtype {name!r}, which is not read")
+    return getattr(torch, name)
 
 
 def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
@@ -232,10 +296,11 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remo
         if not source.gguf_file:
             options["config"] = read_config(source).config
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code, **options)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"the tokenizer of {source.name} cannot be read: {(str(error).splitlines() or [repr(error)])[0]}"
-        ) from error
+    except EabfError:
+        raise
+    # The tokenizers library raises plain exceptions.
+    except Exception as error:
+        raise CheckpointError(f"the tokenizer of {source.name} cannot be read: {first_line(error)}") from error
 
 
 def has_tokenizer(folder: Path) -> bool:

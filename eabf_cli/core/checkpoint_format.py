@@ -30,6 +30,18 @@ _PREFIX = "eabf_"
 _ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 # Where vLLM's own Ministral-3 looks for the temperature; it does not read rope_parameters for it.
 _VLLM_TEMPERATURE = "llama_4_scaling"
+# Fields by which transformers finds other code, kernels or weight files than the architecture's own.
+CODE_FIELDS = (
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "transformers_weights",
+    "distributed_config",
+    "custom_generate",
+    "custom_pipelines",
+)
 # What the released checkpoints leave out: their code had the base and c typed in and scaled every layer.
 RELEASED_ORIGINAL_THETA = 10_000.0
 
@@ -113,7 +125,7 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
     _check_has_form(base, scaling)
     config = scaled_config(base, scaling)
     parameters = architectures.rope_parameters(config)
-    dropped = (*_ROPE_FIELDS, "auto_map", RECORD, _VLLM_TEMPERATURE)
+    dropped = (*_ROPE_FIELDS, *CODE_FIELDS, RECORD, _VLLM_TEMPERATURE)
     joined = {name: value for name, value in raw.items() if name not in dropped}
     joined["max_position_embeddings"] = config.max_position_embeddings
     for name in ("head_dim", "original_max_position_embeddings"):
@@ -140,6 +152,8 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
             "original_max_position_embeddings": window,
         }
         joined[_VLLM_TEMPERATURE] = {"original_max_position_embeddings": window, "beta": beta}
+        # SGLang's own Ministral-3 takes c from here, and without it another model's.
+        joined["original_max_position_embeddings"] = window
     elif base.model_type == architectures.TEMPERED:
         joined["rope_parameters"] = config.rope_parameters
     elif architectures.is_nested_rope(base):
@@ -153,10 +167,13 @@ def join_config(raw: dict[str, Any], base: PretrainedConfig, scaling: RopeScalin
 def split_config(raw: dict[str, Any]) -> SplitConfig:
     """Take a checkpoint's `config.json` apart into the plain model and the method on it.
 
+    Fields that make transformers look for other code than the architecture's own are dropped (`CODE_FIELDS`).
+
     Raises:
         CheckpointError: a model type of ours without its theta or its scaling.
         InvalidConfigError: a scaling entry that makes no sense.
     """
+    raw = {name: value for name, value in raw.items() if name not in CODE_FIELDS}
     model_type = raw.get("model_type", "")
     if not isinstance(model_type, str):
         raise CheckpointError(f"config.json has model_type {model_type!r}: it is not a transformers model")
@@ -166,6 +183,8 @@ def split_config(raw: dict[str, Any]) -> SplitConfig:
     if raw.get(RECORD):
         record = dict(raw[RECORD])
         base_type = record.pop("base_model_type", model_type)
+        if not isinstance(base_type, str):
+            raise CheckpointError(f"config.json has base_model_type {base_type!r} in {RECORD}: it was damaged")
         scaling = RopeScalingConfig.from_dict(record)
         return SplitConfig(plain=_plain(raw, base_type, scaling), scaling=scaling)
     entry = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
@@ -210,7 +229,7 @@ def _split_scaled(raw: dict[str, Any], entry: dict[str, Any]) -> SplitConfig:
 
 def _plain(raw: dict[str, Any], model_type: str, scaling: RopeScalingConfig) -> dict[str, Any]:
     """The configuration of the model before the method was applied."""
-    dropped = ("rope_scaling", "auto_map", RECORD, "rope_theta", _VLLM_TEMPERATURE)
+    dropped = ("rope_scaling", RECORD, "rope_theta", _VLLM_TEMPERATURE)
     plain = {name: value for name, value in raw.items() if name not in dropped}
     parameters = plain.pop("rope_parameters", None) or {}
     if "full_attention" in parameters:
@@ -227,6 +246,9 @@ def _plain(raw: dict[str, Any], model_type: str, scaling: RopeScalingConfig) -> 
         "max_position_embeddings": scaling.original_max_position_embeddings,
     }
     if model_type != raw.get("model_type"):
-        causal_class = AutoModelForCausalLM._model_mapping[architectures.config_class(model_type)]
+        plain.pop("original_max_position_embeddings", None)
+        causal_class = AutoModelForCausalLM._model_mapping.get(architectures.config_class(model_type), None)
+        if causal_class is None:
+            raise UnsupportedModelError(f"config.json has a scaled {model_type!r}, which is no language model")
         plain["architectures"] = [causal_class.__name__]
     return plain

@@ -39,3 +39,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 class VerificationError(EabfError):
     """A written checkpoint does not do what its source does, or does not load without this package."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, for a message of ours; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

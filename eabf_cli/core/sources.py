@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from eabf_cli.core.demo import DEMO_MODEL, demo_model_path
-from eabf_cli.core.errors import CheckpointError
+from eabf_cli.core.errors import CheckpointError, first_line
 from eabf_cli.core.files import read_json
 
 SINGLE_FILE = "model.safetensors"
@@ -35,6 +37,7 @@ SCALING_FILE = "eabf_scaling.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What a model's folder needs beside the weights; pickles and other frameworks' files stay away.
 _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_READ_FILES = (*_SMALL_FILES, "*.safetensors", "*.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,18 @@ class ModelSource:
     base: ModelSource | None = None
 
     def config(self) -> dict[str, Any]:
-        """The model's `config.json` as it stands, an adapter's is its base's (not for GGUF)."""
-        return self.base.config() if self.base is not None else read_json(self.folder / "config.json")
+        """The model's `config.json` as it stands, an adapter's is its base's (not for GGUF).
+
+        Raises:
+            CheckpointError: it is missing or damaged, or has a number that is not finite.
+        """
+        if self.base is not None:
+            return self.base.config()
+        raw = read_json(self.folder / "config.json")
+        field = _not_finite(raw)
+        if field is not None:
+            raise CheckpointError(f"{self.folder / 'config.json'} has a number that is not finite: {field}")
+        return raw
 
     def weight_files(self) -> list[Path]:
         """The safetensors files, each checked to be whole.
@@ -100,18 +113,17 @@ def find_model(model: str | Path, *, revision: str | None = None, with_weights: 
         CheckpointError: nothing of that name, here or on the Hub, or the Hub cannot be reached; an adapter
             whose base is not there, or has other weights by now.
     """
-    name = str(model)
+    return _find(str(model), revision, with_weights, is_base=False)
+
+
+def _find(name: str, revision: str | None, with_weights: bool, *, is_base: bool) -> ModelSource:
     if name == DEMO_MODEL:
         return ModelSource(name=name, folder=demo_model_path())
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return ModelSource(name=name, folder=path)
-        adapter = _adapter_folder(path)
-        if adapter is None:
-            raise CheckpointError(_no_config(path))
-        return ModelSource(name=name, folder=adapter, base=_adapter_base(name, adapter, with_weights))
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    # os.path's forms take a name that cannot be one of a file (too long, a NUL in it) for one that is not there.
+    if os.path.isdir(path):
+        return _from_folder(name, path, with_weights, is_base=is_base)
+    if os.path.isfile(path):
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(f"model {name} is a file but no .gguf: give a folder, a Hub id or a GGUF file")
         return ModelSource(name=name, folder=path.parent, gguf_file=path.name)
@@ -123,25 +135,89 @@ def find_model(model: str | Path, *, revision: str | None = None, with_weights: 
     return _from_hub(name, revision, with_weights)
 
 
+def _from_folder(name: str, path: Path, with_weights: bool, *, is_base: bool) -> ModelSource:
+    _check_files(path)
+    if (path / "config.json").is_file():
+        _check_alone(name, path)
+        return ModelSource(name=name, folder=path)
+    adapter = _adapter_folder(path)
+    if adapter is None:
+        raise CheckpointError(_no_config(path))
+    if is_base:
+        # It may even be the same one.
+        raise CheckpointError(f"{path} is an adapter itself")
+    _check_files(adapter)
+    return ModelSource(name=name, folder=adapter, base=_adapter_base(name, adapter, with_weights))
+
+
+def _check_alone(name: str, folder: Path) -> None:
+    """Refuse an adapter beside a model: transformers would put it on the model without a word."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{name} holds both a model (config.json) and an adapter ({ADAPTER_CONFIG}): "
+            "put one of them into a folder of its own"
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse links that lead out of a folder, and what is no file at all, under the names that are read.
+
+    The Hub cache is made of links, into the folder `blobs` beside its snapshots.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append((inside[0].parent.parent / "blobs").resolve())
+    for path in sorted(path for pattern in _READ_FILES for path in folder.glob(pattern)):
+        if path.is_file():
+            if not any(path.resolve().is_relative_to(place) for place in inside):
+                raise CheckpointError(
+                    f"{path} is a link to {path.resolve()}, outside its folder: it will not be read; put the file "
+                    "itself there, or name the folder that it lies in"
+                )
+        elif path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is no regular file: it will not be read")
+
+
+def _not_finite(value: Any, name: str = "") -> str | None:
+    """Where a JSON value has a number that is not finite, in words; None where it has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name} is {value}"
+    if isinstance(value, dict):
+        parts: Iterable[tuple[str, Any]] = ((f"{name}.{key}" if name else key, part) for key, part in value.items())
+    elif isinstance(value, list):
+        parts = ((name, part) for part in value)
+    else:
+        return None
+    return next((found for key, part in parts if (found := _not_finite(part, key)) is not None), None)
+
+
 def _adapter_folder(path: Path) -> Path | None:
     """The adapter that a folder stands for: itself, or a finished run's."""
     # While a run has checkpoints it is not finished, whatever lies beside them.
     found = [path] if any(path.glob("checkpoint-*")) else [path, path / ADAPTER_FOLDER]
-    return next((folder for folder in found if (folder / ADAPTER_CONFIG).is_file()), None)
+    return next((folder for folder in found if os.path.isfile(folder / ADAPTER_CONFIG)), None)
 
 
 def _adapter_base(name: str, adapter: Path, with_weights: bool) -> ModelSource:
     settings = read_json(adapter / ADAPTER_CONFIG)
-    base_name = settings.get("base_model_name_or_path")
+    base_name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base_name, str) or not isinstance(revision, str | None):
+        raise CheckpointError(
+            f"{adapter / ADAPTER_CONFIG} does not name a base model (base_model_name_or_path {base_name!r}, revision "
+            f"{revision!r}): the adapter was damaged"
+        )
     if not (adapter / SCALING_FILE).is_file():
         raise CheckpointError(
             f"adapter {adapter} has no {SCALING_FILE}, so the scaling of its base model {base_name!r} is not known: "
             "it was written by other software, or not to its end"
         )
     try:
-        base = find_model(str(base_name), revision=settings.get("revision"), with_weights=with_weights)
+        base = _find(base_name, revision, with_weights, is_base=True)
     except CheckpointError as error:
-        is_gone = Path(str(base_name)).is_absolute() and not Path(str(base_name)).exists()
+        is_gone = os.path.isabs(base_name) and not os.path.exists(base_name)
         reason = "which is not there any more" if is_gone else f"which cannot be had: {error}"
         raise CheckpointError(
             f"{name} is an adapter on {base_name!r}, {reason}\n"
@@ -195,13 +271,10 @@ def _from_hub(name: str, revision: str | None, with_weights: bool) -> ModelSourc
     except EntryNotFoundError as error:
         raise CheckpointError(f"model {name!r} has no config.json: it is not a transformers model") from error
     except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"model {name!r} could not be read from the Hub: {_first_line(error)}") from error
+        raise CheckpointError(f"model {name!r} could not be read from the Hub: {first_line(error)}") from error
+    _check_alone(name, folder)
     # Folders in the Hub cache are named after the commit.
     return ModelSource(name=name, folder=folder, revision=folder.name)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _shards(folder: Path) -> Iterable[Path]:
@@ -225,8 +298,8 @@ def _shards(folder: Path) -> Iterable[Path]:
             raise CheckpointError(f"{index_path} names {name!r}, which lies outside the folder: it will not be read")
         if not name.endswith(".safetensors"):
             raise CheckpointError(f"{index_path} names {name!r}, which is no safetensors file: it will not be read")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"shard {folder / name} is missing: download the model again")
+        if not os.path.isfile(folder / name):
+            raise CheckpointError(f"shard {name!r} of {folder} is missing: download the model again")
         yield folder / name
 
 
@@ -234,14 +307,14 @@ def check_safetensors(path: Path) -> None:
     """Read a safetensors header and compare it with the file's size (the tensors are not read).
 
     Raises:
-        CheckpointError: truncated or not safetensors.
+        CheckpointError: truncated, a header of more than 100 MB, or not safetensors.
     """
     try:
         with safe_open(str(path), framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is truncated or no safetensors file ({_first_line(error)}): fetch it again"
+            f"{path} is truncated or no safetensors file ({first_line(error)}): fetch it again"
         ) from error
 
 

@@ -16,12 +16,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from eabf_cli.core.checkpoint import load_model, load_tokenizer
+from eabf_cli.core.checkpoint import load_model, load_tokenizer, stored_dtype
 from eabf_cli.core.devices import choose_device, torch_dtype
-from eabf_cli.core.errors import AlreadyScaledError, CheckpointError, EabfError, InvalidConfigError
+from eabf_cli.core.errors import (
+    AlreadyScaledError,
+    CheckpointError,
+    EabfError,
+    InvalidConfigError,
+    UnsupportedModelError,
+)
 from eabf_cli.core.methods import METHODS
 from eabf_cli.core.patching import apply_eabf, apply_method, describe_patch, remove_method
 from eabf_cli.core.scaling_config import RopeScalingConfig
+from eabf_cli.core.sources import find_model
 from tests.reference import Extension, reference_forward
 from tests.scalings import scaling_for
 from tests.tiny_llama import TARGET, WINDOW, edit_config, logits, read_config, tiny_llama, token_ids
@@ -264,6 +271,71 @@ def test_a_damaged_config_is_one_clear_error(fields: dict[str, Any], said: list[
     edit_config(llama_copy, **fields)
     message = error_of(lambda: load_model(llama_copy))
     assert [word for word in said if word not in message] == []
+
+
+CODE_FIELDS: dict[str, Any] = {
+    "auto_map": {"AutoModelForCausalLM": "somebody/model--modeling.Evil", "AutoConfig": "modeling.Evil"},
+    "attn_implementation": "somebody/kernel",
+    "_attn_implementation": "somebody/kernel",
+    "experts_implementation": "somebody/kernel",
+    "transformers_weights": "pytorch_model.bin",
+    "distributed_config": {"tp_size": 2},
+}
+
+
+@pytest.mark.parametrize("method", [None, "eabf", "yarn"])
+@pytest.mark.parametrize("field", CODE_FIELDS)
+def test_a_field_that_names_other_code_or_weights_changes_nothing(
+    field: str, method: str | None, llama_copy: Path, tmp_path: Path
+) -> None:
+    folder = llama_copy
+    if method is not None:
+        folder = tmp_path / "scaled"
+        load_model(llama_copy, device="cpu", rope_scaling=scaling_for(method)).save_pretrained(folder)
+    expected = logits(load_model(folder, device="cpu"))
+    edit_config(folder, **{field: CODE_FIELDS[field]})
+    model = load_model(folder, device="cpu")
+    assert torch.equal(logits(model), expected)
+    if method is not None:
+        model.save_pretrained(tmp_path / "again")
+        assert read_config(tmp_path / "again").get(field) != CODE_FIELDS[field]
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "gptq", 3, None])
+def test_weights_that_are_stored_quantised_are_refused_but_for_bitsandbytes(method: Any, llama_copy: Path) -> None:
+    edit_config(llama_copy, quantization_config={"quant_method": method})
+    with pytest.raises(UnsupportedModelError, match="quantised"):
+        load_model(llama_copy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"vocab_size": 10**12}, "does not belong to them"),
+        ({"hidden_size": 2**20, "head_dim": 2**18}, "does not belong to them"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0"),
+        ({"num_attention_heads": 0}, "config"),
+        ({"to_dict": 1}, "'to_dict'"),
+        ({"from_pretrained": "x"}, "'from_pretrained'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": -1.0}}, "rope_theta -1.0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta 0"),
+    ],
+)
+def test_a_config_that_would_take_all_time_or_memory_is_refused_first(
+    fields: dict[str, Any], said: str, llama_copy: Path
+) -> None:
+    edit_config(llama_copy, drop=("rope_theta", "rope_scaling"), **fields)
+    with pytest.raises(CheckpointError) as error:
+        load_model(llama_copy)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "load", "float8_e4m3fn", ["float32"], 32])
+def test_a_stored_dtype_that_is_none_for_weights_is_refused(dtype: Any, llama_copy: Path) -> None:
+    edit_config(llama_copy, dtype=dtype)
+    with pytest.raises(CheckpointError, match="dtype"):
+        stored_dtype(find_model(llama_copy))
 
 
 def test_an_unknown_dtype_or_device_is_refused_with_the_known_ones() -> None:

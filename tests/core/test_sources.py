@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -247,3 +248,119 @@ def test_the_fingerprint_is_a_hash_of_names_sizes_and_contents(tmp_path: Path) -
 def test_the_fingerprint_of_a_gguf_model_is_its_file_s(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert find_model(tmp_path / "m.gguf").fingerprint() == "sha256:" + hash_files([tmp_path / "m.gguf"])
+
+
+# --- Files that are not what they seem ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json", SINGLE_FILE, "tokenizer.json", "modeling_eabf.py", "eabf_run.json"])
+def test_a_link_out_of_the_folder_is_not_followed(name: str, llama_copy: Path, tmp_path: Path) -> None:
+    outside = tmp_path / f"outside-{name}"
+    if (llama_copy / name).is_file():
+        (llama_copy / name).rename(outside)
+    else:
+        outside.touch()
+    (llama_copy / name).symlink_to(outside)
+    message = message_of(lambda: find_model(llama_copy))
+    assert [word for word in (name, str(outside), "link") if word not in message] == []
+
+
+def test_a_link_inside_the_folder_and_a_link_to_the_folder_are_followed(llama_copy: Path, tmp_path: Path) -> None:
+    (llama_copy / SINGLE_FILE).rename(llama_copy / "real")
+    (llama_copy / SINGLE_FILE).symlink_to("real")
+    (tmp_path / "name").symlink_to(llama_copy)
+    assert [path.name for path in find_model(tmp_path / "name").weight_files()] == [SINGLE_FILE]
+
+
+def hub_cache(model: Path, root: Path) -> Path:
+    """The model as huggingface_hub keeps it: a snapshot of links to blobs."""
+    snapshot = root / "models--owner--model" / "snapshots" / "abc123"
+    blobs = snapshot.parent.parent / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(model.iterdir())):
+        shutil.copyfile(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    return snapshot
+
+
+def test_the_links_of_the_hub_cache_are_followed_and_no_others(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    snapshot = hub_cache(tiny_llama_folder, tmp_path)
+    assert [path.name for path in find_model(snapshot).weight_files()] == [SINGLE_FILE]
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main.json").write_text("{}")
+    (snapshot / "extra.json").symlink_to("../../refs/main.json")
+    assert "outside its folder" in message_of(lambda: find_model(snapshot))
+
+
+def test_a_link_chain_that_leaves_the_hub_cache_is_not_followed(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    snapshot = hub_cache(tiny_llama_folder, tmp_path)
+    blob = (snapshot / "config.json").resolve()
+    blob.rename(tmp_path / "outside.json")
+    blob.symlink_to(tmp_path / "outside.json")
+    assert "outside its folder" in message_of(lambda: find_model(snapshot))
+
+
+def test_what_is_no_regular_file_is_not_opened(llama_copy: Path) -> None:
+    os.mkfifo(llama_copy / "generation_config_2.json")
+    assert "no regular file" in message_of(lambda: find_model(llama_copy))
+
+
+def test_a_model_and_an_adapter_in_one_folder_are_refused(llama_copy: Path) -> None:
+    (llama_copy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/model"}))
+    assert "both a model" in message_of(lambda: find_model(llama_copy))
+
+
+def write_adapter_settings(folder: Path, settings: object) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "eabf_scaling.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"base_model_name_or_path": None}, {"base_model_name_or_path": ["a"]}, {"base_model_name_or_path": 3}]
+    + [{"base_model_name_or_path": "owner/model", "revision": revision} for revision in (1, ["main"], {})],
+)
+def test_an_adapter_that_names_no_base_is_damaged(settings: object, tmp_path: Path) -> None:
+    folder = write_adapter_settings(tmp_path / "adapter", settings)
+    assert "does not name a base model" in message_of(lambda: find_model(folder))
+
+
+def test_an_adapter_on_itself_is_refused(tmp_path: Path) -> None:
+    folder = write_adapter_settings(tmp_path / "adapter", {"base_model_name_or_path": str(tmp_path / "adapter")})
+    with pytest.raises(CheckpointError, match="is an adapter itself"):
+        find_model(folder)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "~nobody-of-that-name/model", "/" + "x" * 5000, "a/\0", "\0/\0"])
+def test_a_name_that_can_be_no_file_is_not_found(name: str, workdir: Path) -> None:
+    message_of(lambda: find_model(name))
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300 + ".safetensors", "\0.safetensors", "\ud800.safetensors", "a\nb.safetensors", ".safetensors"]
+)
+def test_an_index_with_an_impossible_name_is_refused_in_one_printable_line(name: str, sharded: Path) -> None:
+    write_index(sharded, {"w": name})
+    message_of(lambda: find_model(sharded).weight_files()).encode()
+
+
+@pytest.mark.parametrize("length", [2**27, 2**40, 2**63, 2**64 - 1])
+def test_a_header_larger_than_any_is_not_read(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{")
+    if length == 2**27:
+        # Sparse: as long as it says.
+        os.truncate(path, length + 8)
+    assert str(path) in message_of(lambda: check_safetensors(path))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_config_with_a_number_that_is_not_finite_is_refused(number: str, llama_copy: Path) -> None:
+    config = (llama_copy / "config.json").read_text().replace('"rope_theta": 10000.0', f'"rope_theta": {number}')
+    (llama_copy / "config.json").write_text(config)
+    message = message_of(lambda: find_model(llama_copy).config())
+    assert "not finite" in message
+    assert "rope_theta" in message
