@@ -52,6 +52,7 @@ def measure_compat(
     source: ModelSource,
     scaling: RopeScalingConfig,
     *,
+    tokenizer: ModelSource | None = None,
     device: str = "auto",
     seed: int = 42,
     progress: Progress | None = None,
@@ -63,6 +64,7 @@ def measure_compat(
     Args:
         source: the model, as `find_model` gives it.
         scaling: of the compatible form (`compat_scaling`).
+        tokenizer: the model that the tokenizer is taken from; None: the source.
         progress: called for each of the two in turn.
 
     Returns:
@@ -74,13 +76,14 @@ def measure_compat(
     """
     # Where it is slow, float32 is both faster and closer to what a GPU gives.
     dtype = "auto" if has_fast_bfloat16(choose_device(device)) else "float32"
-    tokenizer = load_tokenizer(source.name, revision=source.revision)
+    owner = tokenizer or source
+    tokens = load_tokenizer(owner.name, revision=owner.revision)
     model = load_model(source.name, revision=source.revision, dtype=dtype, device=device)
     config = EvalConfig.quick(tasks=_TASKS, lengths=_lengths(scaling), seed=seed)
-    as_trained = evaluate(model, tokenizer, config, progress=progress)
+    as_trained = evaluate(model, tokens, config, progress=progress)
     remove_method(model)
     apply_method(model, scaling, rebase=True)
-    compat = evaluate(model, tokenizer, config, progress=progress)
+    compat = evaluate(model, tokens, config, progress=progress)
     differences = _differences(as_trained, compat)
     return {
         "method": scaling.method,
