@@ -7,6 +7,7 @@ moment, or read the peak memory of one.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,20 @@ class Outcome:
 class ForkServer:
     """One process with everything imported, forked for each command."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, environment: Mapping[str, str] | None = None, prepare: str | None = None) -> None:
+        """Start it.
+
+        Args:
+            environment: goes over this process's; libraries read much of it only once.
+            prepare: a module to import before the first command.
+        """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server"],
+            [sys.executable, "-m", "tests.fork_server", *([prepare] if prepare is not None else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[1],
+            env=os.environ | (environment or {}),
         )
 
     def run(
@@ -62,6 +70,7 @@ class ForkServer:
         kill_where: str | None = None,
         signal_number: int = signal.SIGKILL,
         refuse_where: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Run `eabf ARGUMENTS` in `cwd`.
 
@@ -69,6 +78,7 @@ class ForkServer:
             kill_at: send itself the signal just before its n-th change of the file system below `cwd`.
             kill_where: a regular expression that the changed path must contain to be counted.
             refuse_where: the first change of a path that this finds fails as on a full disk.
+            environment: of this command alone, over the server's.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -79,6 +89,7 @@ class ForkServer:
             "kill_where": kill_where or "",
             "signal": int(signal_number),
             "refuse_where": refuse_where,
+            "environment": dict(environment or {}),
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -128,6 +139,7 @@ def _run_command(request: dict[str, Any]) -> None:
     from eabf_cli.cli import main
 
     os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
     if request["kill_at"] is not None:
         _kill_before_change(request["kill_at"], request["kill_where"], request["cwd"], request["signal"])
     if request["refuse_where"] is not None:
@@ -173,6 +185,8 @@ def _serve() -> None:
     import eabf_cli.core.finetune.run
     import eabf_cli.core.patch_checkpoint  # noqa: F401
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     # The models are tiny, and threads would not survive a fork.
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationDelete, HfApi, is_offline_mode
+from huggingface_hub import CommitOperationDelete, HfApi, constants, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 
@@ -22,6 +23,10 @@ from eabf_cli.core.export.hub_token import find_token
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 _BRANCH_MOVED = 412
+
+
+def _uses_xet() -> bool:
+    return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,9 @@ class HubClient:
 
         huggingface_hub itself tries each of these requests again, and sends only what the Hub lacks.
         """
-        with hub_errors_explained(self.target.repo_id, doing="sending the weights", token=self.token):
+        with hub_errors_explained(
+            self.target.repo_id, doing="sending the weights", token=self.token, through_xet=_uses_xet()
+        ):
             self._api.preupload_lfs_files(
                 self.target.repo_id,
                 additions=transfer.additions,

@@ -8,6 +8,7 @@ which a stray --to-hub must not replace; a pull request, which people read befor
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -101,6 +102,9 @@ def check_contents(
 ) -> list[str]:
     """Refuse to put an export where something else lives.
 
+    Args:
+        base_model: of the export; only a Hub id is compared with the one on the Hub, a folder says nothing there.
+
     Returns:
         Warnings for the user.
 
@@ -131,12 +135,16 @@ def check_contents(
             f"repository {repo_id} exists and holds something that eabf did not write ({names}, ...): it is not "
             f"replaced\nTo go on, {ways_out}"
         )
-    if base_model is not None and contents.base_model is not None and contents.base_model != base_model:
+    if _is_hub_id(base_model) and contents.base_model is not None and contents.base_model != base_model:
         raise HubError(
             f"repository {repo_id} holds an export of {contents.base_model}, this one is of {base_model}: it is not "
             f"replaced\nTo go on, {ways_out}"
         )
     return []
+
+
+def _is_hub_id(name: str | None) -> bool:
+    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 @dataclass(frozen=True, kw_only=True)

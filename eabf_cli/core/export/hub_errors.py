@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,11 +26,12 @@ OFFLINE = "HF_HUB_OFFLINE is set, so nothing can be sent to the Hub: unset it, o
 
 
 @contextmanager
-def hub_errors_explained(repo_id: str, *, doing: str, token: str | None) -> Iterator[None]:
+def hub_errors_explained(repo_id: str, *, doing: str, token: str | None, through_xet: bool = False) -> Iterator[None]:
     """Turn the errors of huggingface_hub into ones that name the cure, without the token.
 
     Args:
         doing: the step in words, as in "sending the weights".
+        through_xet: the step may go through Xet storage, whose client has errors of its own.
 
     Raises:
         HubError: the step failed.
@@ -38,12 +40,13 @@ def hub_errors_explained(repo_id: str, *, doing: str, token: str | None) -> Iter
         yield
     except Exception as error:
         cause = _cause(error)
+        is_xet = through_xet and not isinstance(cause, HTTPError)
         # KeyError: the Hub's answer lacks a field.
-        if not isinstance(cause, HTTPError | OSError | ValueError | KeyError) and not _is_from_xet(cause):
+        if not is_xet and not isinstance(cause, HTTPError | OSError | ValueError | KeyError):
             raise
-        message = redact(_explain(cause, repo_id, doing), token)
+        message = _explain_xet(cause, repo_id, doing) if is_xet else _explain(cause, repo_id, doing)
         # A server may repeat the token in its answer; then the chain of errors must not show it either.
-        raise HubError(message) from (None if token and token in _chain(error) else error)
+        raise HubError(redact(message, token)) from (None if token and token in _chain(error) else error)
 
 
 def _cause(error: Exception) -> Exception:
@@ -61,19 +64,27 @@ def _chain(error: BaseException | None) -> str:
     return "\n".join(texts)
 
 
-def _is_from_xet(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] == "hf_xet" or "xet" in str(error).lower()
+def _failed(repo_id: str, doing: str) -> str:
+    return f"{doing} failed ({repo_id} at {constants.ENDPOINT})"
+
+
+def _explain_xet(error: Exception, repo_id: str, doing: str) -> str:
+    status = re.search(r"\((\d{3}) ", str(error))
+    if "xet-write-token" in str(error) and status is not None and status[1] == "404":
+        return (
+            f"{_failed(repo_id, doing)}: this Hub has no Xet storage\n"
+            "Set HF_HUB_DISABLE_XET=1 in the environment and run the same command again"
+        )
+    return (
+        f"{_failed(repo_id, doing)} on its way to Xet storage: {_said(error)}\n"
+        f"{_AGAIN.capitalize()}; HF_HUB_DISABLE_XET=1 goes around Xet"
+    )
 
 
 def _explain(error: Exception, repo_id: str, doing: str) -> str:
-    failed = f"{doing} failed ({repo_id} at {constants.ENDPOINT})"
+    failed = _failed(repo_id, doing)
     if isinstance(error, OfflineModeIsEnabled):
         return OFFLINE
-    if _is_from_xet(error):
-        return (
-            f"{failed}: {_said(error)}\n"
-            "A Hub without Xet storage needs HF_HUB_DISABLE_XET=1 in the environment; set it and run again"
-        )
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error, repo_id, failed)
     if is_broken_connection(error):
@@ -96,15 +107,12 @@ def _explain_answer(error: HfHubHTTPError, repo_id: str, failed: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"{failed}: no such branch; leave out --revision for the default branch"
     if isinstance(error, RepositoryNotFoundError) and status != 401:
-        return (
-            f"{failed}: there is no such repository, or the token may not see it\n"
-            f"Check the spelling, and that the token has write permission for {owner} ({tokens})"
-        )
+        answer = "there is no such repository, or the token may not see it"
     cures = {
         401: f"The token is not valid: set HF_TOKEN to one that is, or log in with `hf auth login` ({tokens})",
         402: f"The storage or the plan of {owner} does not allow it: see {constants.ENDPOINT}/settings/billing",
-        403: f"The token may not write to {repo_id}: use one with write permission for {owner} ({tokens}),\n"
-        "name a repository of your own, or propose the change with --create-pr",
+        403: f"Use a token with write permission for {owner} ({tokens}), a repository of your own, or --create-pr",
+        404: f"Check the spelling, and that the token has write permission for {owner} ({tokens})",
         409: f"Something else is changing the repository: {_AGAIN}",
         412: f"The branch was changed in the meantime: {_AGAIN}",
         413: "A file is larger than this Hub takes: export with a smaller --max-shard-size",

@@ -9,8 +9,9 @@ from eabf_cli.core.errors import HubError
 
 # Identifiers as the Hub writes them: https://huggingface.co/docs/hub/repositories-licenses
 _OPEN = re.compile(
-    r"apache-2\.0|mit|bsd(-.+)?|isc|zlib|unlicense|cc0-1\.0|wtfpl|pddl|odc-by|cc-by-[234]\.\d|cc-by-sa-[34]\.0"
-    r"|(a|l)?gpl(-.+)?|mpl-2\.0|epl-[12]\.0|ecl-2\.0|artistic-2\.0|bsl-1\.0|ms-pl|ncsa|postgresql|ofl-1\.1|afl-3\.0"
+    r"apache-2\.0|mit|bsd(-.+)?|isc|zlib|unlicense|wtfpl|ncsa|postgresql|ms-pl|bsl-1\.0|ofl-1\.1|cc0-1\.0|pddl"
+    r"|cc-by-[234]\.\d|cc-by-sa-[34]\.0|(a|l)?gpl(-.+)?|mpl-2\.0|epl-[12]\.0|eupl-1\.[12]|ecl-2\.0|osl-3\.0"
+    r"|artistic-2\.0|afl-3\.0|odc-by|odbl|lppl-1\.3c|etalab-2\.0|openmdw-1\.0"
 )
 
 
@@ -61,7 +62,7 @@ _CONDITIONAL = (
         "a RAIL licence",
         "its use restrictions bind everyone who gets the model, and the licence text goes with it",
     ),
-    _Conditions("other", "a licence of its own", "what it allows stands in the base model's repository"),
+    _Conditions(".+", "a licence that eabf does not know", "what it allows stands in the base model's repository"),
 )
 # Where a model's card names no licence, its name may tell: an openly licensed OpenLLaMA ("llama_3b") is no Llama 3.
 _NAMES = (
@@ -91,18 +92,14 @@ def check_licence(licence: str | None, base_model: str | None, *, accepted: bool
     known = _normal(licence) or _guess(base_model)
     if known is None:
         return [f"the licence of {base} is not known: see to it that you may share a changed copy"]
-    conditions = next((entry for entry in _CONDITIONAL if re.fullmatch(entry.ids, known)), None)
-    if conditions is None:
-        if _OPEN.fullmatch(known):
-            return []
-        return [f"licence {known!r} of {base} is not one that eabf knows: see to it that you may share a changed copy"]
-    source = "" if _normal(licence) else " (by its name; its card names no licence)"
+    if _OPEN.fullmatch(known):
+        return []
+    conditions = next(entry for entry in _CONDITIONAL if re.fullmatch(entry.ids, known))
+    source = f" ({known})" if _normal(licence) else " (by its name; its card names no licence)"
+    stated = f"{base} is under {conditions.name}{source}: {conditions.demands}"
     if accepted:
-        return [f"{base} is under {conditions.name}{source}: {conditions.demands}"]
-    raise HubError(
-        f"{base} is under {conditions.name}{source}: {conditions.demands}.\n"
-        "Give --accept-license if you may publish it and keep to that"
-    )
+        return [stated]
+    raise HubError(f"{stated}.\nGive --accept-license if you may publish it and keep to that")
 
 
 def _normal(licence: str | None) -> str | None:
