@@ -541,6 +541,11 @@ class EABFGraniteConfig(_EABFConfig, GraniteConfig):
     family_config = GraniteConfig
     __init__ = _EABFConfig.__init__
 
+    @property
+    def logit_scale(self) -> float:
+        """What a server that runs the base model alone multiplies the logits by: Granite divides them."""
+        return 1.0 / self.logits_scaling
+
 
 class EABFGraniteAttention(_ScaledAttention, granite.GraniteAttention):
     apply_rotary = staticmethod(granite.apply_rotary_pos_emb)

@@ -36,6 +36,8 @@ SERVER = "recording-server"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 REQUESTS = (WINDOW // 2, 3 * WINDOW, 2 * WINDOW + 5)
 NUM_DECODED = 3
+# The three factors of Granite that stand outside of its attention.
+GRANITE = {"logits_scaling": 8.0, "embedding_multiplier": 1.5, "residual_multiplier": 0.7}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -139,7 +141,7 @@ class _Server:
         )
         for request, new in tokens.items():
             self.lengths[request] += len(new)
-        logits = outputs[0][0] @ self.lm_head.T / getattr(self.config, "logits_scaling", 1.0)
+        logits = outputs[0][0] @ self.lm_head.T * getattr(self.config, "logit_scale", 1.0)
         return {request: logits[requests == request] for request in tokens}
 
 
@@ -151,7 +153,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def folder(family: str) -> Path:
         if family not in written:
-            build_model(family, tie_word_embeddings=False).save_pretrained(root / family)
+            fields = GRANITE if family == "granite" else {}
+            build_model(family, tie_word_embeddings=False, **fields).save_pretrained(root / family)
             written[family] = root / family
         return written[family]
 
@@ -162,6 +165,7 @@ def patched_model(family: str, folder: Path) -> Any:
     """The same weights in the family's own class, patched in memory by the package."""
     fields = {**SIZES, **EXTRA.get(family, {}), "max_position_embeddings": WINDOW, "rope_theta": 10_000.0}
     fields["tie_word_embeddings"] = False
+    fields |= GRANITE if family == "granite" else {}
     model = AutoModelForCausalLM.from_config(FAMILIES[family].config.family_config(**fields)).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     apply_eabf(model, factor=4.0, rope_theta=500_000.0)
