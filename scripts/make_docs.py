@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ import torch
 from eabf_cli import _EXPORTS
 from eabf_cli.cli import main as app
 from eabf_cli.core.architectures import SUPPORTED_MODEL_TYPES
+from eabf_cli.core.card.runtimes import RUNTIMES, runtimes_table
 from eabf_cli.core.checkpoint_format import needs_modeling_file
 from eabf_cli.core.finetune.run import comparison_table
 from eabf_cli.core.frequencies import choose_theta, critical_theta
@@ -155,6 +157,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods": method_table,
     "python api": python_api,
     "result": result_block,
+    **{f"runtimes {form}": partial(runtimes_table, rows) for form, rows in RUNTIMES.items()},
     "scale values": scale_table,
     "supported model types": lambda: _code_list(SUPPORTED_MODEL_TYPES),
     "theta values": theta_table,
