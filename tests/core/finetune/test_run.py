@@ -19,7 +19,7 @@ from eabf_cli.core.data.samples import IGNORE_INDEX, DataConfig, Sample, SampleS
 from eabf_cli.core.errors import CheckpointError, DataError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.evaluation import EvalConfig, evaluate
 from eabf_cli.core.finetune.control import cut_samples
-from eabf_cli.core.finetune.run import FinetuneConfig, comparison_table, finetune
+from eabf_cli.core.finetune.run import FinetuneConfig, finetune
 from eabf_cli.core.finetune.settings import RestorationConfig
 from eabf_cli.core.patch_checkpoint import MethodRequest
 from eabf_cli.core.patching import apply_method, describe_patch
