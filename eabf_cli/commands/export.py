@@ -162,8 +162,10 @@ def _verification_lines(name: str, result: dict[str, Any]) -> list[str]:
 
 def _dry_run_text(result: dict[str, Any]) -> str:
     lines = [_method_line(result), f"Would be written to {result['planned_output']}:"]
-    lines += [f"  {file['name']}  {_size(file['bytes'])}" for file in result["files"]]
-    lines.append("  and config.json, the tokenizer's files, the model card, eabf_run.json")
+    width = max(len(file["name"]) for file in result["files"])
+    lines += [f"  {file['name']:<{width}}  {_size(file['bytes'])}".rstrip() for file in result["files"]]
+    if not any(file["name"].endswith(".safetensors") for file in result["files"]):
+        lines.append("  and the weights, which a dry run does not fetch or load")
     if result["changes"]:
         width = max(map(len, result["changes"]))
         lines.append("config.json would change:")
@@ -179,5 +181,7 @@ def _short(value: Any) -> str:
     return "(absent)" if value is None else str(value)
 
 
-def _size(num_bytes: int) -> str:
+def _size(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return ""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"

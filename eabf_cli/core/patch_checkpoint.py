@@ -223,13 +223,18 @@ def copy_tokenizer(source: Path, target: Path, model_max_length: int) -> None:
 
     A tokenizer saved again by transformers 5 would name a class that 4.57 does not have.
     """
-    for name in _TOKENIZER_FILES:
-        copy_if_there(source / name, target)
+    for path in tokenizer_files(source):
+        copy_if_there(path, target)
     if (source / _TOKENIZER_CONFIG).is_file():
         settings = read_json(source / _TOKENIZER_CONFIG)
         write_json(target / _TOKENIZER_CONFIG, settings | {"model_max_length": model_max_length})
     elif has_tokenizer(source):
         write_json(target / _TOKENIZER_CONFIG, {"model_max_length": model_max_length})
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """A tokenizer's files, but for its configuration, which is written anew."""
+    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def copy_if_there(path: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,8 @@ def test_the_newest_run_becomes_a_folder_that_works_alone(
     shutil.rmtree(llama_copy)
     shutil.rmtree(workdir / "eabf-runs")
     assert torch.equal(logits(load_model("exported", dtype="float32", device="cpu")), expected_logits)
-    assert run_alone(ALONE, workdir / "exported", tmp_path) == [str(expected), str(TARGET)]
+    if "full" in tuning:
+        assert run_alone(ALONE, workdir / "exported", tmp_path) == [str(expected), str(TARGET)]
 
 
 def test_the_text_says_what_was_verified_and_verify_does_it_again(
@@ -113,19 +115,21 @@ def test_a_dry_run_shows_the_files_and_the_changes(eabf: Eabf, tiny_llama_folder
     succeeded(eabf("patch", "-m", tiny_llama_folder, "-o", "patched", "--rope-theta", "paper"))
     said = succeeded(eabf("export", "patched", "--dtype", "bfloat16", "--dry-run")).stdout
     size = sum(weight.numel() * 2 for weight in load_file(tiny_llama_folder / "model.safetensors").values())
-    assert f"model.safetensors  {size / 1e6:.2f} MB" in said
+    assert re.search(rf"model\.safetensors +{size / 1e6:.2f} MB", said)
     assert "eabf-runs/patched-export" in said
-    assert "dtype  float32 -> bfloat16" in said
+    assert re.search("dtype +float32 -> bfloat16", said)
     assert [path.name for path in workdir.iterdir()] == ["patched"]
 
 
-def test_a_killed_export_leaves_nothing_that_loads(
-    fork_server: ForkServer, eabf: Eabf, tiny_llama_folder: Path, workdir: Path
-) -> None:
-    succeeded(eabf("patch", "-m", tiny_llama_folder, "-o", "patched"))
+def test_a_killed_export_leaves_nothing_that_loads(fork_server: ForkServer, eabf: Eabf, workdir: Path) -> None:
+    succeeded(eabf("patch", "-o", "patched"))
     killed = fork_server.run(["export", "patched", "-o", "exported"], cwd=workdir, kill_at=1, kill_where=r"README\.md")
     assert killed.was_killed
     assert not (workdir / "exported").exists()
+
+
+def test_on_a_full_disk_nothing_is_left(fork_server: ForkServer, eabf: Eabf, workdir: Path) -> None:
+    succeeded(eabf("patch", "-o", "patched"))
     refused = fork_server.run(["export", "patched", "-o", "exported"], cwd=workdir, refuse_where=r"modeling_eabf\.py")
     assert refused.returncode == 1
     assert "no space left for exported" in refused.stderr

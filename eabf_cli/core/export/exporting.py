@@ -11,9 +11,9 @@ from eabf_cli.core.errors import HubError
 from eabf_cli.core.export.compat import measure_compat
 from eabf_cli.core.export.hub import check_hub, push_folder
 from eabf_cli.core.export.plan import ExportPlan, make_plan
-from eabf_cli.core.export.settings import ExportConfig, shard_bytes
+from eabf_cli.core.export.settings import ExportConfig
 from eabf_cli.core.export.verification import verify_export
-from eabf_cli.core.export.writing import describe_file, list_files, write_checkpoint
+from eabf_cli.core.export.writing import describe_file, list_files, planned_files, write_checkpoint
 from eabf_cli.core.files import check_space, check_target, whole_folder
 from eabf_cli.core.patch_checkpoint import changed_fields
 from eabf_cli.core.run_record import RUN_FILE, run_record, write_run_record
@@ -90,16 +90,11 @@ def _known_result(plan: ExportPlan) -> dict[str, Any]:
 
 
 def _planned_result(plan: ExportPlan, config: ExportConfig) -> dict[str, Any]:
-    """What a dry run tells beside that: where it would go, the weight files, and the fields that change."""
-    files = []
-    if plan.weights is not None:
-        shards = plan.weights.split(shard_bytes(config.max_shard_size)).filename_to_tensors
-        sizes = {name: sum(plan.weights.weights[member].nbytes for member in shards[name]) for name in shards}
-        files = [{"name": name, "bytes": size} for name, size in sizes.items()]
+    """What a dry run tells beside that: where it would go, the files, and the fields that change."""
     on_disk = plan.loaded.raw if (plan.source.base or plan.source).gguf_file else plan.source.config()
     return {
         "planned_output": str(plan.output),
-        "files": files,
+        "files": planned_files(plan, config),
         "repo_id": config.hub.repo_id if config.hub is not None else None,
         "changes": changed_fields(on_disk, plan.joined),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,13 @@ def make_plan(config: ExportConfig) -> ExportPlan:
     if config.compat is not None:
         compat = compat_scaling(resolution.scaling, config.compat, resolution.base_config.model_type)
         resolution = resolve_scaling(resolution.base_config, compat)
-    report = plan_patch(architectures.meta_model(resolution.base_config), resolution)
     check_can_save(resolution.base_config, resolution.scaling)
     joined = join_config(raw_without_scaling(loaded), resolution.base_config, resolution.scaling)
     if config.dtype != "auto":
         # Older transformers read the other name.
         joined |= {name: config.dtype for name in ("dtype", "torch_dtype") if name in joined or name == "dtype"}
     provenance = find_provenance(source)
+    report = plan_patch(architectures.meta_model(resolution.base_config), _with_reason(resolution, provenance))
     tokenizer = _tokenizer_source(source, provenance)
     warnings = [loaded.note] if loaded.note is not None else []
     if tokenizer is None:
@@ -91,6 +91,12 @@ def make_plan(config: ExportConfig) -> ExportPlan:
         output=config.output or default_output(name, config.compat),
         warnings=tuple(warnings),
     )
+
+
+def _with_reason(resolution: Resolution, provenance: Provenance) -> Resolution:
+    """The same, with the reason for its base frequency that was given when the method was applied."""
+    reason = (provenance.record or {}).get("theta_reason")
+    return replace(resolution, theta_reason=reason) if isinstance(reason, str) else resolution
 
 
 def _refuse_quantised(source: ModelSource) -> None:

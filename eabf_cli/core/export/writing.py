@@ -10,14 +10,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from eabf_cli import modeling_eabf
+from eabf_cli.core.card.base_card import CARD_FILE
 from eabf_cli.core.checkpoint import load_model, load_tokenizer, stored_dtype
+from eabf_cli.core.checkpoint_format import needs_modeling_file
 from eabf_cli.core.devices import torch_dtype
 from eabf_cli.core.export.plan import ExportPlan
 from eabf_cli.core.export.settings import ExportConfig, shard_bytes
 from eabf_cli.core.model_card import write_model_card
-from eabf_cli.core.patch_checkpoint import copy_if_there, copy_tokenizer, save_tokenizer
+from eabf_cli.core.patch_checkpoint import copy_if_there, copy_tokenizer, save_tokenizer, tokenizer_files
 from eabf_cli.core.patching import apply_resolution, remove_method
+from eabf_cli.core.run_record import RUN_FILE
 from eabf_cli.core.saving import write_scaled_config
+from eabf_cli.core.sources import INDEX_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,9 @@ def write_checkpoint(plan: ExportPlan, config: ExportConfig, folder: Path, *, co
         compat=compat,
         repo_id=config.hub.repo_id if config.hub is not None else None,
     )
+    for path in folder.glob("*.safetensors"):
+        # safetensors makes them readable to their owner alone.
+        shutil.copymode(folder / "config.json", path)
 
 
 def _write_streamed(plan: ExportPlan, config: ExportConfig, folder: Path) -> None:
@@ -84,6 +92,31 @@ def _write_tokenizer(plan: ExportPlan, folder: Path) -> None:
         copy_tokenizer(plan.tokenizer.folder, folder, window)
     else:
         save_tokenizer(load_tokenizer(plan.tokenizer.name), folder, window)
+
+
+def planned_files(plan: ExportPlan, config: ExportConfig) -> list[dict[str, Any]]:
+    """`name` and `bytes` of what `write_checkpoint` and the record will put into a folder.
+
+    Weights count without their header; what is made on the way has no size yet. Of a model that has to be loaded, and
+    in a dry run of a Hub model, the weight files are not known.
+    """
+    sizes: dict[str, int | None] = {}
+    if plan.weights is not None:
+        for name, members in plan.weights.split(shard_bytes(config.max_shard_size)).filename_to_tensors.items():
+            sizes[name] = sum(plan.weights.weights[member].nbytes for member in members)
+        if len(sizes) > 1:
+            sizes[INDEX_FILE] = None
+    sizes["config.json"] = None
+    copied = [(plan.source.base or plan.source).folder / "generation_config.json"]
+    if needs_modeling_file(plan.resolution.base_config.model_type, plan.resolution.scaling):
+        copied.append(Path(modeling_eabf.__file__))
+    if plan.tokenizer is not None and plan.tokenizer.gguf_file is None:
+        copied += tokenizer_files(plan.tokenizer.folder)
+    copied += plan.provenance.licence_files
+    sizes |= {path.name: path.stat().st_size for path in copied if path.is_file()}
+    if plan.tokenizer is not None:
+        sizes["tokenizer_config.json"] = None
+    return [{"name": name, "bytes": size} for name, size in (sizes | {CARD_FILE: None, RUN_FILE: None}).items()]
 
 
 def list_files(folder: Path) -> list[dict[str, Any]]:
