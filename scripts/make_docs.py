@@ -128,6 +128,16 @@ def benchmark_table() -> str:
     return subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def rope_runtimes_table() -> str:
+    """What each piece of software makes of a stock `rope_scaling`: a column for each method."""
+    forms = ("linear", "yarn", "ntk-by-parts", "dynamic")
+    rows = [
+        (row.name, row.evidence, *(RUNTIMES[form][index].applies for form in forms))
+        for index, row in enumerate(RUNTIMES[forms[0]])
+    ]
+    return _table(("runtime", "how that is known", *(f"`{form}`" for form in forms)), rows)
+
+
 def result_block() -> str:
     """The measured table of the demo run, with what it was run on; from docs/results/."""
     result = json.loads(RESULT.read_text(encoding="utf-8"))
@@ -157,7 +167,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods": method_table,
     "python api": python_api,
     "result": result_block,
-    **{f"runtimes {form}": partial(runtimes_table, rows) for form, rows in RUNTIMES.items()},
+    **{f"runtimes {form}": partial(runtimes_table, RUNTIMES[form]) for form in ("own", "native", "base")},
+    "runtimes rope": rope_runtimes_table,
     "scale values": scale_table,
     "supported model types": lambda: _code_list(SUPPORTED_MODEL_TYPES),
     "theta values": theta_table,

@@ -23,7 +23,7 @@ PYTHON_457 = os.environ.get("EABF_TRANSFORMERS_457_PYTHON")
 pytestmark = pytest.mark.skipif(
     not PYTHON_457, reason="EABF_TRANSFORMERS_457_PYTHON names no interpreter with transformers 4.57"
 )
-METHODS = ("abf", "linear", "ntk-by-parts", "yarn")
+METHODS = ("abf", "dynamic", "linear", "ntk", "ntk-by-parts", "yarn")
 
 SCRIPT_457 = """
 import sys

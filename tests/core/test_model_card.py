@@ -212,7 +212,15 @@ def test_the_server_is_told_the_window_and_to_trust_what_it_must(patched: Any) -
 
 
 @pytest.mark.parametrize(
-    ("method", "form"), [("eabf", "own"), ("logn", "own"), ("native", "native"), ("abf", "base"), ("yarn", "rope")]
+    ("method", "form"),
+    [
+        ("eabf", "own"),
+        ("logn", "own"),
+        ("native", "native"),
+        ("abf", "base"),
+        ("ntk", "base"),
+        *((method, method) for method in ("linear", "dynamic", "yarn", "ntk-by-parts")),
+    ],
 )
 def test_every_form_has_its_runtimes(method: str, form: str, patched: Any) -> None:
     folder, report = patched(method)

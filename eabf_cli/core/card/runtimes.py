@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from eabf_cli.core.card.markdown import table
-
-Form = Literal["own", "native", "base", "rope"]
-"""`own`: a model type of ours with its code; `native`: stock ministral3; `base`: a stock model with another base
-frequency; `rope`: a stock model with a `rope_scaling` of transformers."""
 
 ALL = "all of it"
 BASE = "the base frequency only"
 REFUSES = "refuses"
 UNKNOWN = "not known"
 TESTED = "tested"
+RUN = "run here"
 SOURCE = "by its source, not run here"
 
 
@@ -28,23 +25,24 @@ class Runtime(NamedTuple):
     note: str = ""
 
 
-_TGI = Runtime(
-    "TGI", UNKNOWN, "not tried", "its makers have put it into maintenance mode and name vLLM and SGLang instead"
-)
+_TRANSFORMERS = Runtime("transformers 5.23 and 4.57", ALL, TESTED)
+_MLX = "mlx-lm 0.32"
+_LLAMA_CPP = "llama.cpp (October 2026)"
+_SERVERS = "vLLM and SGLang"
+_TGI = Runtime("TGI", UNKNOWN, "not tried", "in maintenance mode; its makers name vLLM and SGLang instead")
+_TEMPERATURE = "the frequencies, with YaRN's temperature, which the method leaves out"
 
-RUNTIMES: dict[Form, tuple[Runtime, ...]] = {
+RUNTIMES: dict[str, tuple[Runtime, ...]] = {
     "own": (
-        Runtime("transformers 5.23, `trust_remote_code=True`", ALL, TESTED),
-        Runtime("transformers 4.57, `trust_remote_code=True`", ALL, TESTED),
+        Runtime("transformers 5.23 and 4.57, `trust_remote_code=True`", ALL, TESTED),
         Runtime("transformers without it", REFUSES, TESTED),
         Runtime(
-            "vLLM, `--trust-remote-code`",
+            f"{_SERVERS}, `--trust-remote-code`",
             ALL,
-            "not run here; what its Transformers backend asks of the code is tested",
+            "not run here; what their Transformers backends ask of the code is tested",
         ),
-        Runtime("SGLang, `--trust-remote-code`", ALL, SOURCE, "through its Transformers backend"),
-        Runtime("llama.cpp", REFUSES, SOURCE, "the converter does not know the architecture"),
-        Runtime("mlx-lm", REFUSES, SOURCE, "it has no such model type"),
+        Runtime(_LLAMA_CPP, REFUSES, RUN, "its converter does not know the architecture"),
+        Runtime(_MLX, REFUSES, RUN, "it has no such model type"),
         _TGI,
     ),
     "native": (
@@ -52,29 +50,59 @@ RUNTIMES: dict[Form, tuple[Runtime, ...]] = {
         Runtime("transformers 4.57", REFUSES, TESTED, "it has no `ministral3`"),
         Runtime("vLLM", ALL, SOURCE, "its class reads `llama_4_scaling`"),
         Runtime("SGLang", ALL, SOURCE, "its class reads `original_max_position_embeddings`"),
-        Runtime("llama.cpp", ALL, SOURCE),
-        Runtime("mlx-lm", ALL, SOURCE),
+        Runtime(_LLAMA_CPP, ALL, RUN, "its converter wants another `rope_type`: see docs/export.md of eabf-cli"),
+        Runtime(_MLX, ALL, RUN),
         _TGI,
     ),
     "base": (
-        Runtime("transformers 5.23 and 4.57", ALL, TESTED),
-        Runtime("vLLM, SGLang, llama.cpp, mlx-lm", ALL, SOURCE, "they read `rope_theta`"),
+        _TRANSFORMERS,
+        Runtime(_LLAMA_CPP, ALL, RUN),
+        Runtime(_MLX, ALL, RUN),
+        Runtime(_SERVERS, ALL, SOURCE),
         _TGI,
     ),
-    "rope": (
-        Runtime("transformers 5.23 and 4.57", ALL, TESTED),
-        Runtime("vLLM, SGLang, llama.cpp, mlx-lm, TGI", UNKNOWN, "not tried", "each has its own list of `rope_type`s"),
+    "linear": (
+        _TRANSFORMERS,
+        Runtime(_LLAMA_CPP, ALL, RUN),
+        Runtime(_MLX, ALL, RUN),
+        Runtime(_SERVERS, ALL, SOURCE),
+        _TGI,
+    ),
+    "yarn": (
+        _TRANSFORMERS,
+        Runtime(_LLAMA_CPP, ALL, RUN),
+        Runtime(_MLX, ALL, RUN),
+        Runtime(_SERVERS, ALL, SOURCE),
+        _TGI,
+    ),
+    "ntk-by-parts": (
+        _TRANSFORMERS,
+        Runtime(_LLAMA_CPP, _TEMPERATURE, RUN),
+        Runtime(_MLX, _TEMPERATURE, RUN),
+        Runtime(_SERVERS, _TEMPERATURE, SOURCE),
+        _TGI,
+    ),
+    "dynamic": (
+        _TRANSFORMERS,
+        Runtime(_LLAMA_CPP, "nothing: its converter leaves it out", RUN),
+        Runtime(_MLX, ALL, RUN),
+        Runtime(_SERVERS, "one base for every length", SOURCE),
+        _TGI,
     ),
 }
+"""Form of a checkpoint -> what runs it. `own`: a model type of ours with its code; `native`: stock ministral3; `base`:
+a stock model with another base frequency; the others: a stock model with that `rope_scaling`."""
 
 
-def checkpoint_form(config: dict[str, Any], *, needs_code: bool) -> Form:
-    """The form of a written checkpoint, from its `config.json`."""
+def checkpoint_form(config: dict[str, Any], *, needs_code: bool) -> str:
+    """The form of a written checkpoint, from its `config.json`; a key of `RUNTIMES`."""
     if needs_code:
         return "own"
     if config.get("model_type") == "ministral3":
         return "native"
-    return "rope" if config.get("rope_scaling") else "base"
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", "base")
+    return "ntk-by-parts" if kind == "yarn" and scaling.get("attention_factor") == 1 else kind
 
 
 def runtimes_table(rows: Sequence[Runtime]) -> str:
@@ -85,13 +113,13 @@ def runtimes_table(rows: Sequence[Runtime]) -> str:
     )
 
 
-def runtimes_section(form: Form, *, left_out: bool = False) -> str:
-    """The card's section on where a checkpoint runs.
+def runtimes_section(form: str, *, left_out: bool = False) -> str:
+    """The card's section on where a checkpoint runs; empty for a form that the table does not have.
 
     Args:
         left_out: the model was trained with a scale that this form does not have.
     """
-    rows = RUNTIMES[form]
+    rows = RUNTIMES.get(form, ())
     if left_out:
         rows = tuple(row._replace(applies=BASE if row.applies == ALL else row.applies) for row in rows)
-    return f"## Where it runs\n\n{runtimes_table(rows)}"
+    return f"## Where it runs\n\n{runtimes_table(rows)}" if rows else ""
