@@ -11,6 +11,7 @@ from eabf_cli.core.errors import HubError
 from eabf_cli.core.export.compat import measure_compat
 from eabf_cli.core.export.hub import check_hub, push_folder
 from eabf_cli.core.export.plan import ExportPlan, make_plan
+from eabf_cli.core.export.resuming import kept_export
 from eabf_cli.core.export.settings import ExportConfig
 from eabf_cli.core.export.verification import verify_export
 from eabf_cli.core.export.writing import describe_file, list_files, planned_files, write_checkpoint
@@ -38,10 +39,37 @@ def export_checkpoint(config: ExportConfig) -> dict[str, Any]:
     warnings = [*plan.warnings]
     if config.hub is not None:
         warnings += check_hub(config.hub, licence=plan.provenance.card.licence, base_model=plan.provenance.base_model)
-    check_target(plan.output, overwrite=config.overwrite, sources=_source_folders(plan))
     result = _known_result(plan) | {"warnings": warnings}
+    kept = _kept(plan, config) if config.hub is not None else None
+    if kept is None:
+        check_target(plan.output, overwrite=config.overwrite, sources=_source_folders(plan))
     if config.dry_run:
         return result | _planned_result(plan, config)
+    if kept is None:
+        result |= _written(plan, config, result)
+    else:
+        logger.info("%s holds this export already, verified: it is published as it is", plan.output)
+        result |= {name: kept[name] for name in ("output", "files", "verified", "verification", "compat")}
+    result["files"].append(describe_file(plan.output / RUN_FILE))
+    return result | _published(plan.output, config)
+
+
+def _kept(plan: ExportPlan, config: ExportConfig) -> dict[str, Any] | None:
+    """What an export whose upload failed left in the target."""
+    if config.overwrite or not (plan.output / RUN_FILE).is_file():
+        return None
+    return kept_export(plan.output, arguments=_arguments(config, plan), origin=_origin(plan))
+
+
+def _written(plan: ExportPlan, config: ExportConfig, known: dict[str, Any]) -> dict[str, Any]:
+    """Write and verify the folder.
+
+    Args:
+        known: the result so far, for the record.
+
+    Returns:
+        the rest of it.
+    """
     if plan.weights is not None:
         check_space(plan.output, plan.weights.num_bytes)
     compat = _measured(plan, config)
@@ -57,16 +85,15 @@ def export_checkpoint(config: ExportConfig) -> dict[str, Any]:
             device=config.device,
             seed=config.seed,
         )
-        result |= {
+        found = {
             "output": str(plan.output),
             "files": list_files(partial),
             "verified": verification.max_logit_difference,
             "verification": verification.to_dict(),
             "compat": compat,
         }
-        write_run_record(partial, run_record("export", _arguments(config, plan), result | _origin(plan)))
-    result["files"].append(describe_file(plan.output / RUN_FILE))
-    return result | _published(plan.output, config)
+        write_run_record(partial, run_record("export", _arguments(config, plan), known | found | _origin(plan)))
+    return found
 
 
 def _source_folders(plan: ExportPlan) -> tuple[Path, ...]:
@@ -105,7 +132,11 @@ def _measured(plan: ExportPlan, config: ExportConfig) -> dict[str, Any] | None:
     if plan.compat is None:
         return None
     logger.info("Measuring what the form %s costs", plan.compat.method)
-    return measure_compat(plan.source, plan.compat, tokenizer=plan.tokenizer, device=config.device, seed=config.seed)
+    measured = measure_compat(
+        plan.source, plan.compat, tokenizer=plan.tokenizer, device=config.device, seed=config.seed
+    )
+    logger.info(measured["summary"])
+    return measured
 
 
 def _arguments(config: ExportConfig, plan: ExportPlan) -> dict[str, Any]:

@@ -395,15 +395,53 @@ def test_a_refusal_of_the_hub_comes_before_anything_is_written(
     assert list(Path().iterdir()) == []
 
 
+def fail(*_: Any, **__: Any) -> dict[str, Any]:
+    raise HubError("the connection broke")
+
+
 @pytest.mark.usefixtures("workdir", "without_verification", "hub_calls")
 def test_after_a_failed_upload_the_folder_stays_and_the_error_says_so(
     llama_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: Any, **settings: Any) -> dict[str, Any]:
-        raise HubError("the connection broke")
-
     monkeypatch.setattr(exporting, "push_folder", fail)
     with pytest.raises(HubError, match="the connection broke\nThe verified export stays in out"):
         export(patched(llama_copy, tmp_path / "patched"), hub=HUB)
     shutil.rmtree(tmp_path / "patched")
     assert load_model("out", device="cpu").config.max_position_embeddings == TARGET
+
+
+@pytest.mark.usefixtures("workdir")
+def test_the_same_command_after_a_failed_upload_publishes_what_is_there(
+    llama_copy: Path,
+    tmp_path: Path,
+    without_verification: list[Path],
+    hub_calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = patched(llama_copy, tmp_path / "patched")
+    with monkeypatch.context() as broken:
+        broken.setattr(exporting, "push_folder", fail)
+        with pytest.raises(HubError):
+            export(source, hub=HUB)
+    before = contents(Path("out"))
+    result = export(source, hub=HUB)
+    assert contents(Path("out")) == before
+    assert len(without_verification) == 1
+    assert hub_calls[-1] == "push out"
+    assert {file["name"] for file in result["files"]} == set(before)
+    assert result["verified"] == 0.0
+
+
+@pytest.mark.usefixtures("workdir", "without_verification", "hub_calls")
+@pytest.mark.parametrize("change", ["settings", "file", "source"])
+def test_another_export_is_not_taken_for_the_one_that_is_there(change: str, llama_copy: Path, tmp_path: Path) -> None:
+    source = patched(llama_copy, tmp_path / "patched")
+    export(source, hub=HUB)
+    settings = {"dtype": "bfloat16"} if change == "settings" else {}
+    if change == "file":
+        Path("out/README.md").write_text("another card")
+    if change == "source":
+        shutil.rmtree(source)
+        patched(write_tiny_llama(tmp_path / "other", vocab_size=4100), source)
+    with pytest.raises(EabfError, match="--overwrite"):
+        export(source, hub=HUB, **settings)
