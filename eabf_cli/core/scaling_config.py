@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
@@ -13,6 +13,8 @@ from eabf_cli.core.methods import METHODS, Method, get_method
 
 FORMAT = 1
 MAX_FACTOR = 1024.0
+# Far more than any model has, and exact in every float.
+MAX_WINDOW = 2**40
 THETA_RULES = ("paper", "auto")
 
 
@@ -147,7 +149,8 @@ def choose_factor(factor: float | None, max_length: int | None, original_max_pos
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    # Not isfinite: it fails on an integer that no float holds.
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _checked_number(name: str, value: Any) -> float:
@@ -170,6 +173,10 @@ def _checked_window(window: Any) -> int:
     if not isinstance(window, Integral) or isinstance(window, bool) or window < 2:
         raise InvalidConfigError(
             f"original_max_position_embeddings must be a whole number of at least 2 tokens, got {window!r}"
+        )
+    if window > MAX_WINDOW:
+        raise InvalidConfigError(
+            f"a window is at most {MAX_WINDOW:,} tokens, got a number of {len(str(window))} digits"
         )
     return int(window)
 
