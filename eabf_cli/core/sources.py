@@ -34,9 +34,15 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Beside PEFT's own files: the scaling of the base model, and which weights that base has.
 SCALING_FILE = "eabf_scaling.json"
+# A full matrix of the largest models has no higher one.
+_LARGEST_RANK = 2**15
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What a model's folder needs beside the weights; pickles and other frameworks' files stay away.
-_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_SMALL_FILES = (
+    *("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"),
+    # The card and the licence go along with what is made from a model.
+    *("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
 _READ_FILES = (*_SMALL_FILES, "*.safetensors", "*.py")
 
 
@@ -209,6 +215,7 @@ def _adapter_base(name: str, adapter: Path, with_weights: bool) -> ModelSource:
             f"{adapter / ADAPTER_CONFIG} does not name a base model (base_model_name_or_path {base_name!r}, revision "
             f"{revision!r}): the adapter was damaged"
         )
+    _check_adapter_form(adapter, settings)
     if not (adapter / SCALING_FILE).is_file():
         raise CheckpointError(
             f"adapter {adapter} has no {SCALING_FILE}, so the scaling of its base model {base_name!r} is not known: "
@@ -232,6 +239,18 @@ def _adapter_base(name: str, adapter: Path, with_weights: bool) -> ModelSource:
                 f"put the old ones back ({recorded}), or train anew"
             )
     return base
+
+
+def _check_adapter_form(adapter: Path, settings: dict[str, Any]) -> None:
+    """Refuse an adapter of another form than `eabf finetune` writes, and what PEFT would import or never end with."""
+    kind, megatron = settings.get("peft_type"), settings.get("megatron_config")
+    if kind != "LORA" or megatron is not None:
+        found = f"peft_type {kind!r}" if kind != "LORA" else "megatron_config"
+        raise CheckpointError(f"{adapter / ADAPTER_CONFIG} has {found}, which is not read: only LoRA adapters are")
+    patterns = settings.get("rank_pattern") or {}
+    for rank in (settings.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])):
+        if not isinstance(rank, int) or not 1 <= rank <= _LARGEST_RANK:
+            raise CheckpointError(f"{adapter / ADAPTER_CONFIG} has the rank {rank!r}, 1 to {_LARGEST_RANK} can be read")
 
 
 def _no_config(path: Path) -> str:

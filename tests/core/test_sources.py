@@ -253,7 +253,9 @@ def test_the_fingerprint_of_a_gguf_model_is_its_file_s(tmp_path: Path) -> None:
 # --- Files that are not what they seem ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config.json", SINGLE_FILE, "tokenizer.json", "modeling_eabf.py", "eabf_run.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", SINGLE_FILE, "tokenizer.json", "modeling_eabf.py", "eabf_run.json", "LICENSE"]
+)
 def test_a_link_out_of_the_folder_is_not_followed(name: str, llama_copy: Path, tmp_path: Path) -> None:
     outside = tmp_path / f"outside-{name}"
     if (llama_copy / name).is_file():
@@ -328,8 +330,29 @@ def test_an_adapter_that_names_no_base_is_damaged(settings: object, tmp_path: Pa
     assert "does not name a base model" in message_of(lambda: find_model(folder))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"megatron_config": {}, "megatron_core": "some.module"}, "megatron_config"),
+        ({"r": 10**9}, "rank 1000000000"),
+        ({"r": "8"}, "rank '8'"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "rank 1000000000"),
+        ({"rank_pattern": [8]}, r"rank \[8\]"),
+    ],
+)
+def test_an_adapter_that_would_import_code_or_never_end_is_not_read(
+    settings: dict[str, object], said: str, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    whole = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": str(tiny_llama_folder)}
+    folder = write_adapter_settings(tmp_path / "adapter", whole | settings)
+    with pytest.raises(CheckpointError, match=said):
+        find_model(folder)
+
+
 def test_an_adapter_on_itself_is_refused(tmp_path: Path) -> None:
-    folder = write_adapter_settings(tmp_path / "adapter", {"base_model_name_or_path": str(tmp_path / "adapter")})
+    settings = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": str(tmp_path / "adapter")}
+    folder = write_adapter_settings(tmp_path / "adapter", settings)
     with pytest.raises(CheckpointError, match="is an adapter itself"):
         find_model(folder)
 
