@@ -22,7 +22,7 @@ from eabf_cli.core.errors import CheckpointError, UnsupportedModelError
 from eabf_cli.core.frequencies import PAPER_THETA
 from eabf_cli.core.resolution import scaled_config
 from eabf_cli.core.scaling_config import RopeScalingConfig
-from eabf_cli.modeling_eabf import FAMILIES, exported_class_names
+from eabf_cli.modeling_eabf import FAMILIES, ROPE_TYPES, exported_class_names
 
 MODELING_FILE = "modeling_eabf.py"
 RECORD = "eabf_scaling"
@@ -200,6 +200,12 @@ def _split_scaled(raw: dict[str, Any], entry: dict[str, Any]) -> SplitConfig:
         raise CheckpointError(
             f"config.json has model_type {raw['model_type']!r} but no rope_scaling: it was damaged, export it again"
         )
+    kind = entry.get("rope_type", entry.get("type"))
+    if kind not in ROPE_TYPES:
+        raise CheckpointError(
+            f"config.json has model_type {raw['model_type']!r} but the rope_type {kind!r}, "
+            "which is none of ours: it was damaged, export it again"
+        )
     if not {"original_max_position_embeddings", "unscaled_layers", "format"} & set(entry):
         if window is None:
             raise CheckpointError("config.json has an eabf rope_scaling but no max_position_embeddings: it was damaged")
@@ -216,14 +222,18 @@ def _split_scaled(raw: dict[str, Any], entry: dict[str, Any]) -> SplitConfig:
             f"rope_theta {PAPER_THETA:,.0f}, c = {window:,}; --unscaled-layers 0,1 gives the paper's variant"
         )
         return SplitConfig(plain=_plain(raw, model_type, scaling), scaling=scaling, note=note)
-    theta = raw.get("rope_theta") or entry.get("rope_theta")
-    if theta is None:
+    thetas = [found for found in (raw.get("rope_theta"), entry.get("rope_theta")) if found is not None]
+    if thetas and thetas[0] != thetas[-1]:
+        raise CheckpointError(
+            f"config.json has rope_theta {thetas[0]!r} at the top and {thetas[1]!r} in its rope fields: it was damaged"
+        )
+    if not thetas:
         raise CheckpointError(
             "config.json has an eabf rope_scaling but no rope_theta, so its frequencies are not known: "
             "it was written by other software; export the checkpoint again"
         )
     known = {name: value for name, value in entry.items() if name not in ("rope_theta", "partial_rotary_factor")}
-    scaling = RopeScalingConfig.from_dict(known | {"rope_theta": theta})
+    scaling = RopeScalingConfig.from_dict(known | {"rope_theta": thetas[0]})
     return SplitConfig(plain=_plain(raw, model_type, scaling), scaling=scaling)
 
 

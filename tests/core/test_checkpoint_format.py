@@ -207,6 +207,10 @@ def own(**fields: Any) -> dict[str, Any]:
         pytest.param(own(rope_theta=None), ["no rope_theta", "export"], id="no theta"),
         pytest.param(own(rope_scaling={**own()["rope_scaling"], "format": 2}), ["format", "upgrade"], id="newer"),
         pytest.param(own(rope_scaling={**own()["rope_scaling"], "factor": "x"}), ["factor"], id="factor"),
+        pytest.param(own(rope_scaling={"rope_type": "yarn", "factor": 4.0}), ["'yarn'"], id="a stock method"),
+        pytest.param(
+            own(rope_scaling={**own()["rope_scaling"], "rope_theta": 1e4}), ["500000.0", "10000.0"], id="two thetas"
+        ),
         pytest.param(own(rope_scaling="eabf"), ["rope_scaling", "'eabf'"], id="a word"),
         pytest.param(LLAMA_2 | {"rope_scaling": ["yarn"]}, ["rope_scaling", "yarn"], id="a list"),
         pytest.param(own(model_type="eabf_nonsense"), ["nonsense"], id="family"),
