@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from eabf_cli.core.errors import CheckpointError, EabfError, InvalidConfigError,
 from eabf_cli.core.files import read_json
 from eabf_cli.core.patching import apply_method, apply_resolution
 from eabf_cli.core.resolution import Resolution, resolve_scaling
-from eabf_cli.core.scaling_config import RopeScalingConfig
+from eabf_cli.core.scaling_config import MAX_WINDOW, RopeScalingConfig
 from eabf_cli.core.sources import SCALING_FILE, ModelSource, find_model
 
 logger = logging.getLogger(__name__)
@@ -112,10 +112,13 @@ def _check_numbers(config: PretrainedConfig, path: Path) -> None:
     num_layers = getattr(config, "num_hidden_layers", 1)
     if not isinstance(num_layers, int) or not 1 <= num_layers <= _MOST_LAYERS:
         raise CheckpointError(f"{path} has num_hidden_layers {num_layers!r}, 1 to {_MOST_LAYERS} can be read")
+    window = getattr(config, "max_position_embeddings", None)
+    if window is not None and not (isinstance(window, int) and 1 <= window <= MAX_WINDOW):
+        raise CheckpointError(f"{path} has max_position_embeddings {window!r}, 1 to {MAX_WINDOW:,} can be read")
     parameters = getattr(config, "rope_parameters", None) or {}
     for entry in parameters.values() if architectures.is_nested_rope(config) else [parameters]:
         theta = entry.get("rope_theta", 1.0)
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta <= sys.float_info.max:
             raise CheckpointError(f"{path} has rope_theta {theta!r}, a positive number is expected")
 
 

@@ -42,5 +42,5 @@ class VerificationError(EabfError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, for a message of ours; its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of another library's error, cut to what a message of ours can hold; its kind where it is empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
