@@ -149,5 +149,5 @@ def _reload(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, _NoPackage())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _NoPackage())
     _reload(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -111,17 +111,15 @@ def _differences(as_trained: dict[str, Any], compat: dict[str, Any]) -> list[dic
     for length in as_trained["lengths"]:
         losses = [_entry(side["perplexity"], length) for side in (as_trained, compat)]
         answers = [_entry(side["retrieval"], length) for side in (as_trained, compat)]
-        perplexities = [found.get("perplexity") for found in losses]
         errors = [found.get("stderr") for found in losses]
-        accuracies = [found.get("accuracy") for found in answers]
         rows.append(
             {
                 "length": length,
-                "perplexity": perplexities,
-                "perplexity_difference": None if None in perplexities else perplexities[1] - perplexities[0],
-                "perplexity_stderr": None if None in errors else math.hypot(*errors),
-                "retrieval": accuracies,
-                "retrieval_difference": None if None in accuracies else accuracies[1] - accuracies[0],
+                "perplexity": [found.get("perplexity") for found in losses],
+                "perplexity_difference": _difference(losses, "perplexity"),
+                "perplexity_stderr": None if None in errors else math.hypot(*filter(None, errors)),
+                "retrieval": [found.get("accuracy") for found in answers],
+                "retrieval_difference": _difference(answers, "accuracy"),
                 "num_trials": answers[0].get("num_trials", 0),
             }
         )
@@ -130,6 +128,11 @@ def _differences(as_trained: dict[str, Any], compat: dict[str, Any]) -> list[dic
 
 def _entry(results: list[dict[str, Any]], length: int) -> dict[str, Any]:
     return next((found for found in results if found["length"] == length), {})
+
+
+def _difference(found: list[dict[str, Any]], name: str) -> float | None:
+    before, after = (entry.get(name) for entry in found)
+    return None if before is None or after is None else after - before
 
 
 def _summary(differences: list[dict[str, Any]], scaling: RopeScalingConfig) -> str:
