@@ -312,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"GET /api/whoami-v2", self._whoami),
             (r"POST /api/repos/create", self._create),
             (r"POST /api/validate-yaml", self._validate_yaml),
-            (r"GET /api/models/([^/]+/[^/]+)/tree/(.+)", self._tree),
+            (r"GET /api/models/([^/]+/[^/]+)/tree/(refs/pr/\d+|[^/]+)(?:/(.+))?", self._tree),
             (r"GET /api/models/([^/]+/[^/]+)/refs", self._list_refs),
             (r"GET /api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self._model_info),
             (r"POST /api/models/([^/]+/[^/]+)/branch/(.+)", self._create_branch),
@@ -364,10 +364,13 @@ class _Handler(BaseHTTPRequestHandler):
             info["cardData"] = yaml.safe_load(card[1])
         self._json(info)
 
-    def _tree(self, repo_id: str, revision: str, *, body: bytes, token: str | None) -> None:
+    def _tree(self, repo_id: str, revision: str, folder: str | None, *, body: bytes, token: str | None) -> None:
         _, files = self._files(self._repo(repo_id, token), revision)
         listed = []
-        for name, file in sorted(files.items()):
+        inside = {name: file for name, file in files.items() if folder is None or name.startswith(f"{folder}/")}
+        if folder is not None and not inside:
+            raise _Refusal(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
+        for name, file in sorted(inside.items()):
             entry: dict[str, Any] = {
                 "type": "file",
                 "path": name,

@@ -43,7 +43,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 repo, tokens = sys.argv[1], torch.arange(int(sys.argv[2]))[None]
 model = AutoModelForCausalLM.from_pretrained(repo, trust_remote_code=True, dtype="float32")
-print(type(model).__name__, len(AutoTokenizer.from_pretrained(repo)), "eabf_cli" in sys.modules)
+tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=True)
+print(type(model).__name__, len(tokenizer), "eabf_cli" in sys.modules)
 with torch.no_grad():
     save_file({"logits": model(tokens).logits}, "logits.safetensors")
 """
