@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 from huggingface_hub import CommitOperationDelete, HfApi, constants, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from eabf_cli.core.errors import HubError
@@ -108,14 +108,9 @@ class HubClient:
             return Commit(url=made.commit_url, oid=made.oid, pr_url=made.pr_url)
 
         def landed() -> Commit | None:
-            """The commit of a try whose answer was lost."""
-            if self.target.create_pr:
-                return None
-            try:
-                there = read_contents(self._api, self.target.repo_id, self.target.revision)
-            except HTTPError:
-                return None
-            if there.head is None or there.head == contents.head or differing(transfer, there.files):
+            """The commit of an earlier try whose answer was lost: the branch moved, and holds what was sent."""
+            there = read_contents(self._api, self.target.repo_id, self.target.revision)
+            if there.head is None or differing(transfer, there.files):
                 return None
             return Commit(url=f"{self._api.endpoint}/{self.target.repo_id}/commit/{there.head}", oid=there.head)
 
@@ -130,7 +125,7 @@ class HubClient:
 
         # A pull request cannot be found again, and a second one would be in the way.
         may_repeat = is_busy if self.target.create_pr else is_passing
-        return self._ask("the commit", send_or_find, may_repeat=may_repeat, landed=landed)
+        return self._ask("the commit", send_or_find, may_repeat=may_repeat)
 
     def check_arrival(self, transfer: Transfer, commit: Commit) -> None:
         """Compare the commit's files, by the Hub's own hashes, with the local ones.
@@ -161,7 +156,6 @@ class HubClient:
         call: Callable[[], Answer],
         *,
         may_repeat: Callable[[Exception], bool] = is_passing,
-        landed: Callable[[], Answer | None] = lambda: None,
     ) -> Answer:
         with hub_errors_explained(self.target.repo_id, doing=doing, token=self.token):
-            return with_retries(call, self._retries, what=doing, may_repeat=may_repeat, landed=landed)
+            return with_retries(call, self._retries, what=doing, may_repeat=may_repeat)

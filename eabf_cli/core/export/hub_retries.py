@@ -58,15 +58,12 @@ def with_retries(
     *,
     what: str,
     may_repeat: Callable[[Exception], bool] = is_passing,
-    landed: Callable[[], Answer | None] = lambda: None,
 ) -> Answer:
     """Call until it succeeds, waiting longer each time.
 
     Args:
         what: the request in words, for the log.
         may_repeat: which errors are worth another try.
-        landed: asked after an error whether the request was carried out all the same (its answer may have been
-            lost); its result is then the answer.
 
     Raises:
         Exception: the call's last error.
@@ -78,9 +75,6 @@ def with_retries(
         except Exception as error:
             if not may_repeat(error):
                 raise
-            done = None if is_busy(error) else landed()
-            if done is not None:
-                return done
             asked_s = _asked_wait_s(error)
             if number == retries.num_tries or (asked_s or 0) > retries.longest_asked_wait_s:
                 raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from huggingface_hub.utils import are_progress_bars_disabled, close_session, enable_progress_bars
 
 from eabf_cli.core.errors import HubError, InvalidConfigError
 from eabf_cli.core.export.hub import check_hub, push_folder
@@ -164,6 +164,16 @@ def test_hidden_files_stay_here(hub: LoopbackHub, folder: Path) -> None:
     (folder / ".secrets").write_text("mine")
     push(folder)
     assert ".secrets" not in published(hub)
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_bars_are_shown_on_request_only(hub: LoopbackHub, folder: Path, show: bool) -> None:
+    enable_progress_bars()
+    hidden: list[bool] = []
+    hub.on_request = lambda request: hidden.append(are_progress_bars_disabled()) if "PUT" in request.line else None
+    push_folder(folder, TARGET, show_progress=show)
+    assert hidden == [not show] * 2
+    assert not are_progress_bars_disabled()
 
 
 # Branches and pull requests.
