@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -26,7 +27,8 @@ from eabf_cli.core.sources import SCALING_FILE, ModelSource, find_model
 
 logger = logging.getLogger(__name__)
 
-_STORED_DTYPES = ("float32", "float16", "bfloat16", "float64")
+# As safetensors and torch call them.
+_STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Far more than any language model has; each is built, if without weights, before it is looked at.
 _MOST_LAYERS = 2000
 # Weights, so that the smallest models are not judged by what their headers take.
@@ -271,10 +273,21 @@ def stored_dtype(source: ModelSource) -> torch.dtype:
     if source.gguf_file is not None:
         return torch.float32
     raw = source.config()
-    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    if name not in _STORED_DTYPES:
+    name = raw.get("dtype") or raw.get("torch_dtype") or _dtype_in_files(source)
+    if name not in _STORED_DTYPES.values():
         raise CheckpointError(f"{source.folder / 'config.json'} has dtype {name!r}, which is not read")
     return getattr(torch, name)
+
+
+def _dtype_in_files(source: ModelSource) -> str:
+    """The first floating one, which transformers takes, too, where the configuration has none."""
+    for path in source.weight_files():
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype in _STORED_DTYPES:
+                    return _STORED_DTYPES[dtype]
+    return "float32"
 
 
 def load_tokenizer(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:

@@ -338,6 +338,14 @@ def test_a_stored_dtype_that_is_none_for_weights_is_refused(dtype: Any, llama_co
         stored_dtype(find_model(llama_copy))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_stored_dtype_it_is_that_of_the_weights(dtype: torch.dtype, llama_copy: Path) -> None:
+    path = llama_copy / "model.safetensors"
+    save_file({name: weight.to(dtype) for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    edit_config(llama_copy, drop=("dtype", "torch_dtype"))
+    assert stored_dtype(find_model(llama_copy)) == load_model(llama_copy, device="cpu").dtype == dtype
+
+
 def test_an_unknown_dtype_or_device_is_refused_with_the_known_ones() -> None:
     assert "float32" in error_of(lambda: torch_dtype("float8"), InvalidConfigError)
     for device in ("gpu", "cuda:99", "xpu", "meta", ""):
