@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,6 @@ from eabf_cli.core.resolution import resolve_scaling
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.core.sources import ModelSource
 
-logger = logging.getLogger(__name__)
-
 # Beside the tokens of the vocabulary, text as people write it, in several scripts.
 _TEXT = (
     "The pass key is 12345. Remember it!\n\n\tdef f(x):\n\t    return x ** 2  # a tab, four spaces\r\n"
@@ -36,25 +33,23 @@ class Reference:
 
     Attributes:
         observation: the reference, measured.
-        scaling: the method that it carries, resolved; None for a plain model.
         scaled_layers: layers whose logits are scaled by position.
         rows: the rows of tokens that it was measured on.
         positions: 1-based, where the logit scale is to be measured: inside the window, beyond it, at the end.
         text: what the tokenizer was measured on; None without a tokenizer.
-        dtype: in which the checkpoint's weights are stored.
         compute_dtype: in which the logits were computed.
         device: where, as torch writes it.
+        notes: what could not be compared, and why.
     """
 
     observation: Observation
-    scaling: RopeScalingConfig | None
     scaled_layers: tuple[int, ...]
     rows: Rows
     positions: list[int]
     text: str | None
-    dtype: torch.dtype
     compute_dtype: torch.dtype
     device: str
+    notes: tuple[str, ...] = ()
 
 
 def expected_scaling(source: ModelSource, scaling: RopeScalingConfig | None) -> RopeScalingConfig | None:
@@ -89,13 +84,14 @@ def measure_reference(
     num_parameters = architectures.meta_model(loaded.config).num_parameters()
     chosen = choose_device(device)
     compute_dtype = torch.float32
-    if 4 * num_parameters > USABLE_SHARE * available_memory(chosen):
+    notes: tuple[str, ...] = ()
+    if dtype.itemsize < 4 and 4 * num_parameters > USABLE_SHARE * available_memory(chosen):
         compute_dtype = dtype
-        logger.info("%s is too large to be compared in float32 here: %s instead", source.name, dtype)
+        notes = (f"computed in {_name(dtype)}: in float32 the model does not fit in the memory of {chosen}",)
     model = load_model(
         source.name,
         revision=source.revision,
-        dtype=str(compute_dtype).removeprefix("torch."),
+        dtype=_name(compute_dtype),
         device=device,
     )
     try:
@@ -120,20 +116,23 @@ def measure_reference(
         )
         return Reference(
             observation=observation,
-            scaling=carried,
             scaled_layers=_scaled_layers(model, carried),
             rows=rows,
             positions=sorted({window, min(2 * window, (window + target) // 2), target}),
             text=text,
-            dtype=dtype,
             compute_dtype=compute_dtype,
             device=str(model.device),
+            notes=(*rows.notes, *notes),
         )
     finally:
         # The clean process needs the room, and a patched model is a circle of references, which lives on for a while.
         model.to("meta")
         if chosen.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _windows(model: PreTrainedModel, scaling: RopeScalingConfig | None) -> tuple[int, int]:

@@ -279,7 +279,7 @@ def _verify(
         spread_to=reference.rows.spread_to,
         logit_scale=dict(zip(reference.positions, [round(t, 6) for t in scaled.mean(dim=0).tolist()], strict=True)),
         checks=checks,
-        notes=reference.rows.notes,
+        notes=reference.notes,
     )
 
 

@@ -271,6 +271,7 @@ def test_too_large_for_float32_is_compared_in_the_stored_dtype(
     assert found.compute_dtype == "bfloat16"
     assert found.max_logit_difference <= found.tolerance
     assert found.logit_scale[TARGET] == pytest.approx(4 / 3, rel=0.01)
+    assert "computed in bfloat16" in found.notes[0]
 
 
 @pytest.mark.parametrize("method", ["abf", "native"])
@@ -298,6 +299,12 @@ def test_what_transformers_scales_itself_passes_without_code(
     assert not (folder / MODELING_FILE).exists()
     found = verify(folder, folder)
     assert found.max_logit_difference <= found.tolerance
+
+
+def test_a_plain_model_is_held_to_no_scale(tiny_llama_folder: Path, in_process: None) -> None:
+    found = verify_existing(str(tiny_llama_folder), device="cpu")
+    assert found["verification"]["checks"]["method"] == "none, as its source"
+    assert found["verification"]["logit_scale"] == {str(WINDOW): pytest.approx(1.0, abs=1e-5)}
 
 
 # --- --verify --------------------------------------------------------------------------------------------
