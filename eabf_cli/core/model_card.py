@@ -13,7 +13,7 @@ from eabf_cli.core.card.code_files import code_section
 from eabf_cli.core.card.markdown import code
 from eabf_cli.core.card.metadata import card_data
 from eabf_cli.core.card.method import method_section
-from eabf_cli.core.card.results import compat_section, read_run, results_section
+from eabf_cli.core.card.results import checkpoint_columns, compat_section, read_run, results_section
 from eabf_cli.core.card.runtimes import checkpoint_form, runtimes_section
 from eabf_cli.core.card.usage import usage_section
 from eabf_cli.core.checkpoint_format import MODELING_FILE
@@ -41,7 +41,7 @@ def write_model_card(
         revision: its commit on the Hub; None where it is not from there.
         base_card: what its own card says (`read_base_card`).
         run: the record of what made the weights (`eabf_run.json`); None where there is none.
-        compat: result of `measure_compat`, for a form that lacks a scale that the model was trained with.
+        compat: result of `measure_compat`, for a form without the model's own scale.
         repo_id: what the loading commands name; None writes a placeholder.
 
     Raises:
@@ -58,7 +58,7 @@ def write_model_card(
         base_model=base_model,
         revision=revision,
         base_card=base_card or BaseCard(),
-        results=results,
+        measured=checkpoint_columns(results, compat),
         dataset=str(run["dataset"]) if run is not None and results.training else None,
     )
     window = report.max_position_embeddings
@@ -69,7 +69,7 @@ def write_model_card(
         f"to {window:,} tokens with `eabf-cli`. "
         "`eabf_run.json` says how it was made.",
         method_section(report),
-        results_section(results),
+        results_section(results, left_out=compat is not None),
         compat_section(compat) if compat is not None else "",
         usage_section(repo_id or "PATH", needs_code=needs_code, window=window),
         runtimes_section(form, left_out=compat is not None and compat["method"] == "abf"),

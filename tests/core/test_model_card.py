@@ -103,7 +103,7 @@ def test_method_and_its_numbers(patched: Any) -> None:
     assert "max(1, ln i / ln c)" in card.text
     assert "in 1 layers: 1 at 1" in card.text
     assert "1.333 at 256" in card.text  # ln 256 / ln 64 = 8/6
-    assert "exempt: 0, 1." in card.text
+    assert "Unscaled layers: 0, 1 (exempt)." in card.text
 
 
 @pytest.mark.parametrize("method", ["abf", "yarn"])
@@ -230,12 +230,22 @@ def test_every_form_has_its_runtimes(method: str, form: str, patched: Any) -> No
     assert [row.name for row in RUNTIMES[form]] == list(said)[2:]  # type: ignore[index]
 
 
-def test_a_form_without_the_scale_is_said_to_apply_the_base_only(patched: Any) -> None:
-    evaluation = {name: RUN["after"][name] for name in ("lengths", "perplexity", "passkey")}
-    compat = {"method": "abf", "summary": "Perplexity 1 % higher.", "as_trained": evaluation, "compat": evaluation}
+def test_a_form_without_the_scale_has_figures_of_its_own_and_applies_the_base_only(patched: Any) -> None:
+    measured = {name: RUN["after"][name] for name in ("lengths", "perplexity")}
+    worse = [entry | {"perplexity": 2 * entry["perplexity"]} for entry in measured["perplexity"]]
+    compat = {
+        "method": "abf",
+        "summary": "Perplexity is doubled.",
+        "as_trained": measured,
+        "compat": measured | {"perplexity": worse},
+    }
     card = card_of(*patched("abf"), run=RUN, compat=compat)
-    assert "Perplexity 1 % higher." in card.text
-    assert "| this checkpoint | 28.22 |" in card.text
+    assert "Perplexity is doubled." in card.text
+    expected = [entry["perplexity"] for entry in worse]
+    assert "| this checkpoint | " + " | ".join(f"{value:.2f}" for value in expected) + " |" in card.text
+    assert "figures of the model as it was trained, not of this form" in card.text
+    assert [result.metric_value for result in card.data.eval_results] == pytest.approx(expected, abs=1e-4)
+    assert "No evaluation was run" not in card_of(*patched("abf"), compat=compat).text
     applies = [cells[0] for cells in list(rows_of(card, "runtime").values())[2:]]
     assert not [cell for cell in applies if cell.startswith(ALL)]
     assert "the base frequency only" in applies[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
 from eabf_cli.core.card.base_card import BaseCard
-from eabf_cli.core.card.results import RunResults, eval_results
+from eabf_cli.core.card.results import eval_results
+from eabf_cli.core.evals.table import Column
 from eabf_cli.core.report import PatchReport
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -21,7 +23,7 @@ def card_data(
     base_model: str,
     revision: str | None,
     base_card: BaseCard,
-    results: RunResults,
+    measured: Sequence[Column],
     dataset: str | None,
 ) -> ModelCardData:
     """The fields of a card; those that are not known are left out.
@@ -29,9 +31,10 @@ def card_data(
     Args:
         title: name of the model in the `model-index`.
         base_model: what was extended; it is named only with a `revision`, which a Hub model has.
+        measured: the checkpoint's own measurements.
         dataset: what it was trained on.
     """
-    model_index = eval_results(results)
+    model_index = eval_results(measured)
     language = list(base_card.language)
     return ModelCardData(
         # A local path means nothing to a reader on the Hub.

@@ -53,13 +53,13 @@ def _scale_text(report: PatchReport) -> str:
         f"The attention logits of the query at position i (from 1) are multiplied by `{_FORMULAS[rule]}`, "
         f"c = {report.original_max_position_embeddings:,}, in {report.num_scaled_layers} layers: {values}."
     )
-    others = [
-        f"{why}: {', '.join(map(str, layers))}"
+    unscaled = [
+        f"{', '.join(map(str, layers))} ({why})"
         for why, layers in (
             ("exempt", report.unscaled_layers),
-            ("with a sliding window", report.sliding_layers),
-            ("without RoPE", report.nope_layers),
+            ("sliding window", report.sliding_layers),
+            ("no RoPE", report.nope_layers),
         )
         if layers
     ]
-    return f"{text} Layers left unscaled: {'; '.join(others) or 'none'}."
+    return f"{text} Unscaled layers: {'; '.join(unscaled) or 'none'}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,19 @@ def read_run(run: Mapping[str, Any] | None) -> RunResults:
         ) from error
 
 
-def results_section(results: RunResults) -> str:
-    """What a run measured."""
+def results_section(results: RunResults, *, left_out: bool = False) -> str:
+    """What a run measured; empty for another form of a model that was not trained.
+
+    Args:
+        left_out: the checkpoint has another form than the models that were measured (`compat_section` has its own).
+    """
     parts = ["## Evaluation", *([results.training] if results.training else [])]
     if not results.columns:
-        return "\n\n".join([*parts, NOT_MEASURED])
+        parts += [] if left_out else [NOT_MEASURED]
+        return "\n\n".join(parts) if len(parts) > 1 else ""
     explanation = f"{_EXPLANATION} {_CONTROL}" if "control" in results.columns[0].cells else _EXPLANATION
+    if left_out:
+        explanation += " These are figures of the model as it was trained, not of this form of it."
     return "\n\n".join([*parts, explanation, *map(_markdown, results.columns)])
 
 
@@ -88,19 +95,23 @@ def compat_section(compat: Mapping[str, Any]) -> str:
     Args:
         compat: result of `measure_compat`.
     """
-    models = {shown: compat[name] for name, shown in _COMPAT_MODELS.items() if name in compat}
     return "\n\n".join(
         [
-            "## What this form leaves out",
-            f"The model was trained with a scale on its attention logits that this form, `{compat['method']}`, "
-            f"{'only follows in steps' if compat['method'] == 'native' else 'does not have'}. {compat['summary']}",
-            *map(_markdown, measured_columns(models)),
+            "## What this form costs",
+            f"The model has a scale on its attention logits that this form, `{compat['method']}`, "
+            f"{'follows in steps' if compat['method'] == 'native' else 'does not have'}. {compat['summary']}",
+            *map(_markdown, measured_columns({shown: compat[name] for name, shown in _COMPAT_MODELS.items()})),
         ]
     )
 
 
-def eval_results(results: RunResults) -> list[EvalResult]:
-    """The finetuned model's figures as entries of the card's `model-index`."""
+def checkpoint_columns(results: RunResults, compat: Mapping[str, Any] | None) -> tuple[Column, ...]:
+    """The measurements of the very checkpoint that the card is of."""
+    return results.finetuned if compat is None else tuple(measured_columns({"this checkpoint": compat["compat"]}))
+
+
+def eval_results(columns: Sequence[Column]) -> list[EvalResult]:
+    """One model's measurements as entries of the card's `model-index`."""
     return [
         EvalResult(
             task_type="text-generation",
@@ -111,10 +122,11 @@ def eval_results(results: RunResults) -> list[EvalResult]:
             metric_name=f"{column.title} at {length:,} tokens",
             metric_value=round(value, 4),
         )
-        for column in results.finetuned
+        for column in columns
         if column.title in _METRICS
-        for length in column.lengths
-        if (value := column.values["finetuned"].get(length)) is not None
+        for values in column.values.values()
+        for length, value in sorted(values.items())
+        if value is not None
     ]
 
 

@@ -11,9 +11,9 @@ ALL = "all of it"
 BASE = "the base frequency only"
 REFUSES = "refuses"
 UNKNOWN = "not known"
-TESTED = "tested"
-RUN = "run here"
-SOURCE = "by its source, not run here"
+TESTED = "eabf-cli's tests"
+RUN = "run with eabf-cli's demo model"
+SOURCE = "its source; not run"
 
 
 class Runtime(NamedTuple):
@@ -39,7 +39,7 @@ RUNTIMES: dict[str, tuple[Runtime, ...]] = {
         Runtime(
             f"{_SERVERS}, `--trust-remote-code`",
             ALL,
-            "not run here; what their Transformers backends ask of the code is tested",
+            "eabf-cli's tests of what their Transformers backends ask of the code; not run",
         ),
         Runtime(_LLAMA_CPP, REFUSES, RUN, "its converter does not know the architecture"),
         Runtime(_MLX, REFUSES, RUN, "it has no such model type"),
@@ -117,7 +117,7 @@ def runtimes_section(form: str, *, left_out: bool = False) -> str:
     """The card's section on where a checkpoint runs; empty for a form that the table does not have.
 
     Args:
-        left_out: the model was trained with a scale that this form does not have.
+        left_out: the model has a scale that this form does not have.
     """
     rows = RUNTIMES.get(form, ())
     if left_out:
