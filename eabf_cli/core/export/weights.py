@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
@@ -61,42 +60,29 @@ class WeightsPlan:
         """
         split = self.split(max_shard_bytes)
         for name, members in split.filename_to_tensors.items():
-            with ExitStack() as stack:
-                sources = _Sources(stack)
-                shard = {member: self._made(member, sources) for member in members}
-                save_file(shard, folder / name, metadata={"format": "pt"})
-                if progress is not None:
-                    progress(sum(weight.nbytes for weight in shard.values()))
-                del shard
+            shard = {member: self._made(member) for member in members}
+            save_file(shard, folder / name, metadata={"format": "pt"})
+            if progress is not None:
+                progress(sum(weight.nbytes for weight in shard.values()))
+            del shard
         if split.is_sharded:
             write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
-    def _made(self, name: str, sources: _Sources) -> Tensor:
-        weight = sources.weight(self.files[name], name)
+    def _made(self, name: str) -> Tensor:
+        # Opened for each weight: the pages of a file that stays open count as this process's memory.
+        with safe_open(str(self.files[name]), framework="pt") as file:
+            weight = file.get_tensor(name).clone()
         if self.updates is not None:
             weight = self.updates.apply(name, weight)
         dtype = self.weights[name].dtype
         if weight.dtype == dtype:
-            return weight.contiguous()
+            return weight
         rounded = weight.to(dtype)
         if not rounded.isfinite().all() and weight.isfinite().all():
             raise InvalidConfigError(
                 f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold: use --dtype bfloat16"
             )
         return rounded
-
-
-class _Sources:
-    """The files that a shard is made from, each opened once and closed with the shard."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._open: dict[Path, Any] = {}
-
-    def weight(self, path: Path, name: str) -> Tensor:
-        if path not in self._open:
-            self._open[path] = self._stack.enter_context(safe_open(str(path), framework="pt"))
-        return self._open[path].get_tensor(name)
 
 
 def plan_weights(source: ModelSource, config: PretrainedConfig, dtype: str) -> WeightsPlan | None:
@@ -143,6 +129,7 @@ def _stored(source: ModelSource) -> tuple[dict[str, Path], dict[str, Tensor]]:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 if not name.endswith(_STALE_BUFFER):
                     files[name] = path
+                    # A view of the mapped file, of which no page is read.
                     weights[name] = file.get_tensor(name).to("meta")
     return files, weights
 

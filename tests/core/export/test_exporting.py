@@ -157,8 +157,8 @@ def test_a_checkpoint_that_differs_from_its_source_is_not_put_in_place(
     source = patched(llama_copy, tmp_path / "patched")
     made = WeightsPlan._made
 
-    def made_wrongly(self: WeightsPlan, name: str, sources: Any) -> Tensor:
-        return made(self, name, sources) * (1.001 if name == "model.layers.2.mlp.up_proj.weight" else 1)
+    def made_wrongly(self: WeightsPlan, name: str) -> Tensor:
+        return made(self, name) * (1.001 if name == "model.layers.2.mlp.up_proj.weight" else 1)
 
     monkeypatch.setattr(WeightsPlan, "_made", made_wrongly)
     with pytest.raises(VerificationError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -265,6 +266,7 @@ def status(name):
 
 source = find_model(sys.argv[1])
 plan = plan_weights(source, read_config(source).config, "auto")
+plan.write(Path(sys.argv[2]), int(sys.argv[3]))  # libraries load their kernels at their first use
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = status("VmRSS")
 plan.write(Path(sys.argv[2]), int(sys.argv[3]))
@@ -289,9 +291,15 @@ def test_a_merge_needs_the_memory_of_about_one_shard(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     arguments = [str(adapter), str(tmp_path / "out"), str(shard_mib * 2**20)]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", MEASURE, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        # What is freed goes back to the system, and is not there for the second time.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     measured = json.loads(done.stdout)
     assert measured["total_mib"] > 12 * shard_mib
-    # The shard that is written, the mapped pages of those that it is made from, and sums in the making.
-    assert measured["peak_mib"] < 4 * shard_mib
+    # The shard that is written, and one sum in the making.
+    assert measured["peak_mib"] < 2 * shard_mib
