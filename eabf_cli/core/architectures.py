@@ -146,7 +146,7 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
 
 def is_nested_rope(config: PretrainedConfig) -> bool:
     """Whether full-attention and sliding layers have rotary embeddings of their own (gemma3, olmo3)."""
-    return "full_attention" in (config.rope_parameters or {})
+    return "full_attention" in (getattr(config, "rope_parameters", None) or {})
 
 
 def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:

@@ -148,9 +148,10 @@ def choose_factor(factor: float | None, max_length: int | None, original_max_pos
     return _checked_factor(max_length / original_max_position_embeddings)
 
 
-def _is_real(value: object) -> bool:
+def _is_real(value: Any) -> bool:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
     # Not isfinite: it fails on an integer that no float holds.
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return is_number and bool(abs(value) <= sys.float_info.max)
 
 
 def _checked_number(name: str, value: Any) -> float:
@@ -170,13 +171,14 @@ def _checked_factor(factor: Any) -> float:
 
 
 def _checked_window(window: Any) -> int:
-    if not isinstance(window, Integral) or isinstance(window, bool) or window < 2:
+    is_whole = isinstance(window, Integral) and not isinstance(window, bool)
+    if not is_whole or window < 2:
         raise InvalidConfigError(
             f"original_max_position_embeddings must be a whole number of at least 2 tokens, got {window!r}"
         )
     if window > MAX_WINDOW:
         raise InvalidConfigError(
-            f"a window is at most {MAX_WINDOW:,} tokens, got a number of {len(str(window))} digits"
+            f"original_max_position_embeddings is at most {MAX_WINDOW:,} tokens, got a number of {len(str(window))} digits"
         )
     return int(window)
 
