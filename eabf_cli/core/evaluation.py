@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eabf_cli.core.data.records import open_records
@@ -32,82 +32,42 @@ from eabf_cli.core.evals.retrieval import (
     span_row,
 )
 from eabf_cli.core.evals.rows import Row, merge_rows
+from eabf_cli.core.evals.settings import TASKS, EvalConfig
 from eabf_cli.core.frequencies import doublings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TASKS = ("perplexity", "context_gain", "passkey", "needles", "repeated_span")
+    from eabf_cli.core.evals.scoring import Scores
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What to measure, at which lengths, on how much.
-
-    Attributes:
-        tasks: any of `TASKS`.
-        lengths: window lengths in tokens, BOS counted; None takes half the original window, the original
-            window and its doublings up to twice the target window.
-        num_passkey_trials: passkey prompts per length, spread evenly over the depths.
-        depths: where the passkey stands, 0 (beginning) to 1 (end).
-        num_needle_prompts: prompts per length that ask for a fact of each held-out template.
-        num_span_prompts: prompts per length with four repeated random spans each.
-        num_documents: documents for the losses at most, the longest first.
-        target_tokens: tokens scored per document and length, at most half the length.
-        documents: texts for the losses and for the filler; None takes the held-out part of `demo-long`.
-        seed: decides the prompts.
-        batch_tokens: tokens in a forward pass, unless one row has more.
-
-    Raises:
-        InvalidConfigError: an unknown task or a number that makes no sense.
-    """
-
-    tasks: tuple[str, ...] = TASKS
-    lengths: tuple[int, ...] | None = None
-    num_passkey_trials: int = 50
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    num_needle_prompts: int = 10
-    num_span_prompts: int = 10
-    num_documents: int = 16
-    target_tokens: int = 256
-    documents: tuple[str, ...] | None = None
-    seed: int = 42
-    batch_tokens: int = 4096
-
-    def __post_init__(self) -> None:
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown or not self.tasks:
-            raise InvalidConfigError(
-                f"tasks must be of {', '.join(TASKS)}, got {', '.join(map(repr, unknown)) or 'none'}"
-            )
-        if self.lengths is not None and (not self.lengths or min(self.lengths) < 4):
-            raise InvalidConfigError(f"lengths must be numbers of at least 4 tokens, got {self.lengths}")
-        if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
-            raise InvalidConfigError(f"depths must be between 0 and 1, got {self.depths}")
-        for name in (
-            "num_passkey_trials",
-            "num_needle_prompts",
-            "num_span_prompts",
-            "num_documents",
-            "target_tokens",
-            "batch_tokens",
-        ):
-            if getattr(self, name) < 1:
-                raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @classmethod
-    def quick(cls, **changes: Any) -> EvalConfig:
-        """Sizes for a first answer, as `eabf finetune` wants it before and after training."""
-        sizes = {"num_passkey_trials": 15, "num_needle_prompts": 4, "num_span_prompts": 4, "num_documents": 24}
-        return cls(**(sizes | changes))
-
-    def replace(self, **changes: Any) -> EvalConfig:
-        """A copy with some fields changed, checked again."""
-        return replace(self, **changes)
-
+__all__ = ["TASKS", "EvalConfig", "Measured", "default_lengths", "evaluate", "evaluate_scores"]
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A result with the scores that it was made from, for comparisons that are paired by document or trial.
+
+    Two models with the same tokenizer, measured under the same config, have their scores in the same order.
+
+    Attributes:
+        result: what `evaluate` returns.
+        documents: by length, the loss of each document's last tokens in its first so many tokens, in nats.
+        context: by visible context, the loss of each document's target tokens, in nats; the same documents and
+            tokens at every context.
+        trials: by task and length, what each trial came to: 1 or 0, or the share of a span's tokens.
+        key_tokens: of each document in `context`, which of its target tokens long context helps.
+        key_losses: by visible context, the losses of each document's key tokens, in nats.
+    """
+
+    result: dict[str, Any]
+    documents: dict[int, list[float]]
+    context: dict[int, list[float]]
+    trials: dict[str, dict[int, list[float]]]
+    key_tokens: tuple[tuple[bool, ...], ...] = ()
+    key_losses: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -124,6 +84,26 @@ def evaluate(
         `perplexity`, `context_gain`, `passkey`, `needles`, `repeated_span` as far as they are tasks;
         `retrieval` (passkey and needles together, with lower bounds); `notes` on what could not be measured;
         `num_tokens`, `wall_s`.
+
+    Raises:
+        DataError: no document to measure on.
+    """
+    return evaluate_scores(model, tokenizer, config, progress=progress).result
+
+
+def evaluate_scores(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    config: EvalConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    key_tokens: Sequence[Sequence[bool]] | None = None,
+) -> Measured:
+    """`evaluate`, with the score of every document and trial.
+
+    Args:
+        key_tokens: of each document, which target tokens count as key tokens: `Measured.key_tokens` of a reference
+            model that was measured under the same config. None finds them with this model.
 
     Raises:
         DataError: no document to measure on.
@@ -153,7 +133,7 @@ def evaluate(
         "needles": needles_result(scores, lengths),
         "repeated_span": span_result(scores, lengths),
     }
-    return {
+    result = {
         "method": None if scaling is None else scaling.method,
         "original_max_position_embeddings": window,
         "max_position_embeddings": target_window,
@@ -165,6 +145,29 @@ def evaluate(
         "num_tokens": sum(len(row.input_ids) for row in rows),
         "wall_s": time.perf_counter() - started,
     }
+    return Measured(
+        result=result,
+        documents=_losses(scores, "perplexity"),
+        context=_losses(scores, "context"),
+        trials={task: found for task, key in _TRIALS.items() if (found := _trials(scores, key))},
+    )
+
+
+# Task -> the first part of its scores' keys; the second is the length.
+_TRIALS = {"passkey": "passkey", "needles": "needles", "repeated_span": "span"}
+
+
+def _losses(scores: Scores, kind: str) -> dict[int, list[float]]:
+    return {key[1]: [score.mean_nll for score in found] for key, found in scores.items() if key[0] == kind}
+
+
+def _trials(scores: Scores, kind: str) -> dict[int, list[float]]:
+    trials: dict[int, list[float]] = {}
+    for key, found in scores.items():
+        if key[0] == kind:
+            values = [score.share if kind == "span" else float(score.is_match) for score in found]
+            trials.setdefault(key[1], []).extend(values)
+    return trials
 
 
 def default_lengths(original_max_position_embeddings: int, max_position_embeddings: int) -> list[int]:

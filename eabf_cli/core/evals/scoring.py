@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # 2**25 float32 logits are 128 MiB: what a batch may need for its predictions.
 _MAX_LOGITS = 2**25
 
-Scores = dict[Hashable, list[Score]]
+Scores = dict[Any, list[Score]]
 
 
 @torch.inference_mode()
