@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
+from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.evals.settings import EvalConfig
+from eabf_cli.core.evals.settings import EvalRunConfig
 from eabf_cli.core.evals.statistics import CONFIDENCE, NUM_RESAMPLES, check_statistics
-from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.methods import get_method
 
 DEFAULT_REFERENCE = "eabf"
@@ -20,40 +19,34 @@ class CompareConfig:
     """One model under several methods, measured on the same text and prompts.
 
     Attributes:
-        model: an unscaled model.
+        run: the model (an unscaled one), the text and what is measured. Of `run.request` the numbers count, which all
+            methods share: a base is given to the methods whose base is free, unscaled layers to those that scale
+            logits. Without factor and maximal length, the target window is the longest of `run.evaluation.lengths`;
+            without lengths, these are half the pre-trained window, the window and its doublings up to twice the
+            target window.
         methods: names or aliases of the table; each is compared with `reference`.
-        request: the numbers that all methods share, its `method` left aside. A base is given to the methods whose
-            base is free, unscaled layers to those that scale logits. Without factor and maximal length, the target
-            window is the longest of `evaluation.lengths`.
         reference: the method that the others are tested against; None takes `eabf` if it is among them, else the
             first.
-        evaluation: what is measured. Without lengths: half the pre-trained window, the window and its doublings up
-            to twice the target window.
         finetune: finetune the model under each method on the same samples by the same recipe, and beside them the
             two controls without a method.
-        num_seeds: how often samples are drawn and all is trained; the seeds are `seed`, `seed` + 1, ...
-        dataset, dataset_split, samples, too_long: the training samples (`FinetuneConfig`).
+        num_seeds: how often samples are drawn and all is trained; the seeds are `run.seed`, `run.seed` + 1, ...
+        train_dataset, train_dataset_split, samples, too_long: the training samples (`FinetuneConfig`).
         preset, learning_rate, epochs, batch_size, tuning: the recipe (`FinetuneConfig`).
         num_resamples: bootstrap resamples.
         confidence: of the intervals.
-        output: folder for the result and, in `runs/`, for what is finetuned.
-        resume: go on with the unfinished comparison in `output`.
-        dry_run: resolve every method, and stop there.
+        resume: go on with the unfinished comparison in `run.output`.
 
     Raises:
         InvalidConfigError: no method, an unknown one, or a combination without meaning.
     """
 
-    model: str = DEMO_MODEL
-    revision: str | None = None
+    run: EvalRunConfig = field(default_factory=EvalRunConfig)
     methods: tuple[str, ...]
-    request: MethodRequest = field(default_factory=MethodRequest)
     reference: str | None = None
-    evaluation: EvalConfig = field(default_factory=EvalConfig)
     finetune: bool = False
     num_seeds: int = 1
-    dataset: str | Path | tuple[str, ...] = DEMO_DATASET
-    dataset_split: str | None = None
+    train_dataset: str | Path | tuple[str, ...] = DEMO_DATASET
+    train_dataset_split: str | None = None
     samples: int = 100
     too_long: str = "error"
     preset: str = "auto"
@@ -63,15 +56,7 @@ class CompareConfig:
     tuning: str = "auto"
     num_resamples: int = NUM_RESAMPLES
     confidence: float = CONFIDENCE
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    seed: int = 42
-    output: Path | None = None
-    overwrite: bool = False
     resume: bool = False
-    dry_run: bool = False
-    show_progress: bool = False
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -91,9 +76,9 @@ class CompareConfig:
                 f"{self.num_seeds} seeds draw the training samples anew, and nothing is trained: "
                 "finetune too, or leave the seeds out (more trials make an untrained comparison more certain)"
             )
-        if self.resume and self.output is None:
+        if self.resume and self.run.output is None:
             raise InvalidConfigError("resume goes on with a comparison in a folder: name it with -o")
-        if self.resume and self.overwrite:
+        if self.resume and self.run.overwrite:
             raise InvalidConfigError("resume keeps what was measured and overwrite throws it away: give one of them")
         check_statistics(self.num_resamples, self.confidence)
 
@@ -107,4 +92,4 @@ class CompareConfig:
     @property
     def seeds(self) -> tuple[int, ...]:
         """What the training samples are drawn by."""
-        return tuple(range(self.seed, self.seed + self.num_seeds))
+        return tuple(range(self.run.seed, self.run.seed + self.num_seeds))

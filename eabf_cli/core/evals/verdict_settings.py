@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from eabf_cli.core.demo import DEMO_MODEL
 from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.evals.settings import EvalRunConfig
 from eabf_cli.core.evals.statistics import CONFIDENCE, NUM_RESAMPLES, check_statistics
 
 
@@ -15,19 +14,17 @@ class VerdictConfig:
     """An extended model against what its user would do otherwise, on the user's documents.
 
     Attributes:
-        model: the extended model.
-        original: the model it was made from; None takes what the run record (`eabf_run.json`) of `model` names.
-        documents: their texts; None takes the held-out part of `demo-long`.
+        run: the extended model as it stands, and the documents.
+        original: the model it was made from; None takes what the run record (`eabf_run.json`) of the model names.
         length: tokens that the extended model sees, BOS counted; None takes its window, or less where the documents
             end before it.
         target_tokens: tokens of a stretch that is predicted.
         num_stretches: stretches in each piece of `length` tokens, spread evenly beyond the original window.
-        max_pieces: pieces at most; of more, those are taken that leave the fewest documents out.
+        max_pieces: pieces at most; of more, first pieces of documents come before second ones.
         chunk_tokens: tokens of a chunk that BM25 retrieves.
         query_tokens: the last tokens before a stretch, which BM25 is asked with.
         retrieved_share: share of the original window that retrieved chunks fill; the text just before the stretch
             has the rest.
-        batch_tokens: tokens in a forward pass, unless one row has more.
         num_resamples: bootstrap resamples.
         confidence: that the extended model has to win with, and of the intervals.
 
@@ -35,10 +32,8 @@ class VerdictConfig:
         InvalidConfigError: a number that makes no sense.
     """
 
-    model: str = DEMO_MODEL
-    revision: str | None = None
+    run: EvalRunConfig = field(default_factory=EvalRunConfig)
     original: str | None = None
-    documents: tuple[str, ...] | None = None
     length: int | None = None
     target_tokens: int = 64
     num_stretches: int = 4
@@ -46,20 +41,11 @@ class VerdictConfig:
     chunk_tokens: int = 64
     query_tokens: int = 32
     retrieved_share: float = 0.5
-    batch_tokens: int = 4096
     num_resamples: int = NUM_RESAMPLES
     confidence: float = CONFIDENCE
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    seed: int = 42
-    output: Path | None = None
-    overwrite: bool = False
-    dry_run: bool = False
-    show_progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("target_tokens", "num_stretches", "max_pieces", "chunk_tokens", "query_tokens", "batch_tokens"):
+        for name in ("target_tokens", "num_stretches", "max_pieces", "chunk_tokens", "query_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.retrieved_share < 1:
