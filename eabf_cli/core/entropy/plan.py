@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from eabf_cli.core import architectures
-from eabf_cli.core.checkpoint import LoadedConfig, load_tokenizer, read_config, stored_dtype
+from eabf_cli.core.checkpoint import load_tokenizer, stored_dtype
 from eabf_cli.core.devices import choose_device, torch_dtype
 from eabf_cli.core.entropy.documents import DocumentSet, check_same_tokens, choose_documents, local_sources
 from eabf_cli.core.entropy.memory import EntropyMemory, estimate_memory, refuse_too_large
@@ -20,85 +19,11 @@ from eabf_cli.core.entropy.suggestion import SearchPlan, plan_search
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.files import check_target
 from eabf_cli.core.finetune.memory_plan import USABLE_SHARE, available_memory
-from eabf_cli.core.patch_checkpoint import MethodRequest, resolve_request
-from eabf_cli.core.report import plan_patch
-from eabf_cli.core.resolution import Resolution, existing_scaling, original_window
+from eabf_cli.core.patch_checkpoint import resolve_request
 from eabf_cli.core.scaling_config import RopeScalingConfig
-from eabf_cli.core.sources import ModelSource, find_model
+from eabf_cli.core.subject import Subject, find_subject
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerKind:
-    """What a layer is: `kind` "full", "sliding" or "no_rope", and whether its logits are scaled by position."""
-
-    kind: str
-    scaled: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model to measure.
-
-    Attributes:
-        loaded: its configuration, and the method that its checkpoint carries.
-        resolution: the method that it is measured under; None as a plain model.
-        is_requested: the method is one that was asked for, and not the checkpoint's own.
-    """
-
-    source: ModelSource
-    loaded: LoadedConfig
-    resolution: Resolution | None
-    is_requested: bool = False
-
-    @property
-    def method(self) -> str | None:
-        """The method's name; of a model that transformers scales by itself, what it calls that."""
-        return existing_scaling(self.loaded.config) if self.resolution is None else self.resolution.scaling.method
-
-    @property
-    def factor(self) -> float | None:
-        """The method's factor, where there is a method of ours."""
-        return None if self.resolution is None else self.resolution.scaling.factor
-
-    @property
-    def window(self) -> int:
-        """The pre-trained window in tokens; the whole window of a scaled model that does not tell."""
-        if self.resolution is not None:
-            return self.resolution.base_config.max_position_embeddings
-        return original_window(self.loaded.config) or self.loaded.config.max_position_embeddings
-
-    @property
-    def target_window(self) -> int:
-        """The window that the model stands under, in tokens."""
-        if self.resolution is not None:
-            return self.resolution.scaling.max_position_embeddings
-        return self.loaded.config.max_position_embeddings
-
-    def layer_kinds(self) -> list[LayerKind]:
-        """What each layer is, in order."""
-        config = self.loaded.config if self.resolution is None else self.resolution.base_config
-        model = architectures.meta_model(config)
-        scaled = () if self.resolution is None else plan_patch(model, self.resolution).scaled_layers
-        return [
-            LayerKind(
-                kind="sliding" if layer.is_sliding else "full" if layer.uses_rope else "no_rope",
-                scaled=layer.index in scaled,
-            )
-            for layer in architectures.attention_layers(model)
-        ]
-
-    def describe(self) -> dict[str, Any]:
-        """What a result says about it."""
-        return {
-            "model": self.source.name,
-            "revision": self.source.revision,
-            "method": self.method,
-            "factor": self.factor,
-            "original_max_position_embeddings": self.window,
-            "max_position_embeddings": self.target_window,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +88,12 @@ def plan_entropy(config: EntropyConfig) -> EntropyPlan:
     """
     if config.output is not None and not config.dry_run:
         check_resumable(config.output, resume=config.resume, overwrite=config.overwrite)
-    subjects = {"model": _subject(config, config.model, revision=config.revision, request=config.request)}
+    with_weights = not config.dry_run
+    subjects = {
+        "model": find_subject(config.model, revision=config.revision, request=config.request, with_weights=with_weights)
+    }
     if config.compare is not None:
-        subjects["compare"] = _subject(config, config.compare)
+        subjects["compare"] = find_subject(config.compare, with_weights=with_weights)
         _check_comparable(subjects["model"], subjects["compare"])
     if config.output is not None and not config.dry_run:
         folders = tuple((subject.source.base or subject.source).folder for subject in subjects.values())
@@ -207,20 +135,6 @@ def plan_entropy(config: EntropyConfig) -> EntropyPlan:
         available_bytes=available,
         search=search,
     )
-
-
-def _subject(
-    config: EntropyConfig, model: str, *, revision: str | None = None, request: MethodRequest | None = None
-) -> Subject:
-    source = find_model(model, revision=revision, with_weights=not config.dry_run)
-    loaded = read_config(source)
-    architectures.check_supported(loaded.config)
-    if request is None:
-        return Subject(source=source, loaded=loaded, resolution=loaded.resolution)
-    resolution = resolve_request(request, loaded)
-    # It refuses a method that would find nothing to scale.
-    plan_patch(architectures.meta_model(resolution.base_config), resolution)
-    return Subject(source=source, loaded=loaded, resolution=resolution, is_requested=True)
 
 
 def _check_comparable(first: Subject, second: Subject) -> None:

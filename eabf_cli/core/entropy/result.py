@@ -11,10 +11,11 @@ from torch import Tensor
 
 from eabf_cli.core.entropy.averages import Average, to_list
 from eabf_cli.core.entropy.criterion import LayerSlope, slope_range, slope_weights, suggest
-from eabf_cli.core.entropy.plan import EntropyPlan, LayerKind, suggested_factor
+from eabf_cli.core.entropy.plan import EntropyPlan, suggested_factor
 from eabf_cli.core.entropy.recorder import distance_edges
 from eabf_cli.core.entropy.store import DocumentStore
 from eabf_cli.core.files import read_json
+from eabf_cli.core.subject import LayerKind
 
 RESULT_FILE = "entropy.json"
 ARRAYS_FILE = "entropy.safetensors"

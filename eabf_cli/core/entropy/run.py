@@ -15,10 +15,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from eabf_cli.core.checkpoint import load_model
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.entropy.measurement import measure_document
-from eabf_cli.core.entropy.plan import EntropyPlan, Subject, plan_entropy
+from eabf_cli.core.entropy.plan import EntropyPlan, plan_entropy
 from eabf_cli.core.entropy.result import ARRAYS_FILE, RESULT_FILE, make_result, read_result, split_arrays
 from eabf_cli.core.entropy.settings import EntropyConfig
 from eabf_cli.core.entropy.store import ROWS_FILE, DocumentStore, open_store, partial_folder
@@ -26,8 +25,9 @@ from eabf_cli.core.entropy.suggestion import tried_suggestion, write_suggestion
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.files import check_target, whole_folder, write_json
 from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError, available_memory, is_out_of_memory
-from eabf_cli.core.patching import apply_resolution, describe_patch, remove_method
+from eabf_cli.core.patching import describe_patch, remove_method
 from eabf_cli.core.run_record import read_run_record, run_record, write_run_record
+from eabf_cli.core.subject import Subject, load_subject
 
 logger = logging.getLogger(__name__)
 
@@ -133,29 +133,17 @@ def _measure(plan: EntropyPlan, store: DocumentStore, side: str, index: int, mod
 
 def _load_plain(plan: EntropyPlan) -> PreTrainedModel:
     """The model that is asked about, without a method."""
-    model = _load_stored(plan, plan.subject)
+    model = _load(plan, plan.subject)
     if describe_patch(model) is not None:
         remove_method(model)
     return model
 
 
 def _load(plan: EntropyPlan, subject: Subject) -> PreTrainedModel:
-    model = _load_stored(plan, subject)
-    if subject.is_requested:
-        assert subject.resolution is not None
-        if describe_patch(model) is not None:
-            remove_method(model)
-        apply_resolution(model, subject.resolution)
-    return model
-
-
-def _load_stored(plan: EntropyPlan, subject: Subject) -> PreTrainedModel:
-    """A model as its checkpoint has it."""
     config = plan.config
-    is_asked_about = subject is plan.subject
-    return load_model(
-        subject.source.name,
-        revision=config.revision if is_asked_about else None,
+    return load_subject(
+        subject,
+        revision=config.revision if subject is plan.subject else None,
         dtype=config.dtype,
         device=str(plan.device),
         trust_remote_code=config.trust_remote_code,
