@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eabf_cli.core.caches import forget_after, make_cache
 from eabf_cli.core.needles import TEMPLATES, Needle, draw_needles
 from eabf_cli.core.summarize.generation import Generator
 from eabf_cli.core.summarize.prompts import Frame, document_ids, make_frame
-from eabf_cli.core.summarize.reading import forget_after, make_cache
 from eabf_cli.core.summarize.sentences import last_sentence_end
 from eabf_cli.core.summarize.settings import TEXT_FIELD, Sampling
 

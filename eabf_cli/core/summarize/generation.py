@@ -14,7 +14,8 @@ from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria,
 from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from eabf_cli.core.summarize.reading import forget_after, make_cache, read_tokens
+from eabf_cli.core.caches import forget_after, make_cache
+from eabf_cli.core.summarize.reading import read_tokens
 from eabf_cli.core.summarize.repetition import looping_from, number_tokens
 from eabf_cli.core.summarize.settings import CHUNK_TOKENS, Sampling
 from eabf_cli.core.summarize.writer import SummaryWriter

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from eabf_cli.core.caches import forget_after, make_cache
 from eabf_cli.core.patching import apply_eabf, apply_method
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.core.summarize.generation import Generator
-from eabf_cli.core.summarize.reading import forget_after, make_cache, read_tokens
+from eabf_cli.core.summarize.reading import read_tokens
 from eabf_cli.core.summarize.settings import Sampling
 from tests.architectures import build_tiny_model
 from tests.byte_tokenizer import byte_tokenizer
