@@ -205,6 +205,12 @@ class LogitsTransform:
     scale: float = 1.0
     soft_cap: float | None = None
 
+    def apply(self, logits: Tensor) -> Tensor:
+        """The transformed logits, of any shape."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh()
+
 
 # Families that change their logits between the head and the loss.
 _LOGITS_TRANSFORM: dict[str, Callable[[PretrainedConfig], LogitsTransform]] = {

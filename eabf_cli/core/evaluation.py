@@ -15,6 +15,15 @@ from eabf_cli.core.data.records import open_records
 from eabf_cli.core.data.tokenization import encode_text
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import DataError, InvalidConfigError
+from eabf_cli.core.evals.buckets import position_result, position_rows
+from eabf_cli.core.evals.grid import multi_key_result, multi_key_rows, needle_grid
+from eabf_cli.core.evals.key_tokens import (
+    KeyTokens,
+    choosing_contexts,
+    find_key_tokens,
+    key_losses,
+    with_key_tokens,
+)
 from eabf_cli.core.evals.language_modeling import (
     context_result,
     context_rows,
@@ -31,8 +40,9 @@ from eabf_cli.core.evals.retrieval import (
     span_result,
     span_row,
 )
-from eabf_cli.core.evals.rows import Row, merge_rows
+from eabf_cli.core.evals.rows import Row
 from eabf_cli.core.evals.settings import TASKS, EvalConfig
+from eabf_cli.core.evals.tracking import tracking_result, tracking_row, tracking_shares
 from eabf_cli.core.frequencies import doublings
 
 if TYPE_CHECKING:
@@ -60,6 +70,7 @@ class Measured:
         trials: by task and length, what each trial came to: 1 or 0, or the share of a span's tokens.
         key_tokens: of each document in `context`, which of its target tokens long context helps.
         key_losses: by visible context, the losses of each document's key tokens, in nats.
+        positions: by stretch of positions (first index, index behind the last), each document's loss in it, in nats.
     """
 
     result: dict[str, Any]
@@ -68,6 +79,7 @@ class Measured:
     trials: dict[str, dict[int, list[float]]]
     key_tokens: tuple[tuple[bool, ...], ...] = ()
     key_losses: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
+    positions: dict[tuple[int, int], list[float]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -108,65 +120,110 @@ def evaluate_scores(
     Raises:
         DataError: no document to measure on.
     """
-    from eabf_cli.core.architectures import follows_length
-    from eabf_cli.core.evals.scoring import score_rows
-    from eabf_cli.core.patching import describe_patch
+    from eabf_cli.core.evals.scoring import plan_for, score_plan
 
     config = config or EvalConfig()
     started = time.perf_counter()
-    scaling = describe_patch(model)
-    if scaling is None or scaling.original_max_position_embeddings is None:
-        window = target_window = model.config.get_text_config().max_position_embeddings
-    else:
-        window, target_window = scaling.original_max_position_embeddings, scaling.max_position_embeddings
+    method, window, target_window = _windows(model)
     lengths = sorted(set(config.lengths or default_lengths(window, target_window)))
 
     plan = _Plan(config, tokenizer, lengths)
-    rows = merge_rows(plan.make_rows(), share_prefixes=not follows_length(model.config.get_text_config()))
-    scores = score_rows(model, rows, batch_tokens=config.batch_tokens, progress=progress)
+    reading = plan_for(model, plan.make_rows(), batch_tokens=config.batch_tokens)
+    scores = score_plan(model, reading, progress=progress)
 
-    retrieval = retrieval_result(scores, lengths)
-    measured: dict[str, Any] = {
+    chosen, how, losses = _key_tokens(scores, window, key_tokens)
+    context_gain = context_result(scores, lengths, window)
+    results: dict[str, Any] = {
         "perplexity": perplexity_result(scores, lengths),
-        "context_gain": context_result(scores, lengths, window),
+        "context_gain": with_key_tokens(context_gain, losses) if losses else context_gain,
+        "perplexity_by_position": position_result(scores),
         "passkey": passkey_result(scores, lengths, config.depths),
         "needles": needles_result(scores, lengths),
+        "multi_key": multi_key_result(scores, lengths, config.depths),
+        "variable_tracking": tracking_result(scores, lengths),
         "repeated_span": span_result(scores, lengths),
     }
+    retrieval = retrieval_result(scores, lengths)
     result = {
-        "method": None if scaling is None else scaling.method,
+        "method": method,
         "original_max_position_embeddings": window,
         "max_position_embeddings": target_window,
         "lengths": lengths,
         "effective_length": effective_length(retrieval, window),
-        **{task: measured[task] for task in TASKS if task in config.tasks},
+        "effective_lengths": {
+            task: effective_length(retrieval_result(scores, lengths, (task,)), window)
+            for task in ("passkey", "needles", "multi_key")
+            if task in config.tasks
+        },
+        **{task: results[task] for task in TASKS if task in config.tasks},
+        **({"key_tokens": how} if how else {}),
         "retrieval": retrieval,
+        "num_documents": len(plan.documents),
         "notes": plan.notes,
-        "num_tokens": sum(len(row.input_ids) for row in rows),
+        "num_tokens": reading.num_tokens,
         "wall_s": time.perf_counter() - started,
     }
     return Measured(
-        result=result,
+        result=result | {"grid": needle_grid(result)},
         documents=_losses(scores, "perplexity"),
         context=_losses(scores, "context"),
-        trials={task: found for task, key in _TRIALS.items() if (found := _trials(scores, key))},
+        positions={
+            key[1:]: [score.mean_nll for score in found] for key, found in scores.items() if key[0] == "position"
+        },
+        trials={task: found for task in _TRIALS if (found := _trials(scores, task))},
+        key_tokens=chosen,
+        key_losses=losses,
     )
 
 
-# Task -> the first part of its scores' keys; the second is the length.
-_TRIALS = {"passkey": "passkey", "needles": "needles", "repeated_span": "span"}
+# The retrieval tasks, by the first part of their scores' keys; the second is the length.
+_TRIALS = ("passkey", "needles", "multi_key", "variable_tracking", "repeated_span")
+
+
+def _windows(model: PreTrainedModel) -> tuple[str | None, int, int]:
+    """The method that a model is under, the window it was pre-trained with, and the one that it stands under."""
+    from eabf_cli.core.patching import describe_patch
+    from eabf_cli.core.resolution import existing_scaling, original_window
+
+    scaling = describe_patch(model)
+    if scaling is not None and scaling.original_max_position_embeddings is not None:
+        return scaling.method, scaling.original_max_position_embeddings, scaling.max_position_embeddings
+    config = model.config.get_text_config()
+    window = config.max_position_embeddings
+    # A scaling that transformers applies by itself.
+    return existing_scaling(config), original_window(config) or window, window
+
+
+def _key_tokens(
+    scores: Scores, window: int, given: Sequence[Sequence[bool]] | None
+) -> tuple[KeyTokens, dict[str, Any], dict[int, list[tuple[float, ...]]]]:
+    """Which target tokens are key tokens, how they were chosen, and their losses by context."""
+    contexts = sorted(key[1] for key in scores if key[0] == "context")
+    choosing = choosing_contexts(contexts, window)
+    if given is not None:
+        chosen, how = tuple(map(tuple, given)), {"chosen_by": "a reference model"}
+    elif choosing is not None:
+        short, long = choosing
+        chosen = find_key_tokens(scores["context", short], scores["context", long])
+        how = {"chosen_by": "this model", "short_context": short, "long_context": long}
+    else:
+        return (), {}, {}
+    counts = {"num_tokens": sum(map(sum, chosen)), "num_target_tokens": sum(map(len, chosen))}
+    return chosen, how | counts, key_losses(scores, chosen)
 
 
 def _losses(scores: Scores, kind: str) -> dict[int, list[float]]:
     return {key[1]: [score.mean_nll for score in found] for key, found in scores.items() if key[0] == kind}
 
 
-def _trials(scores: Scores, kind: str) -> dict[int, list[float]]:
-    trials: dict[int, list[float]] = {}
+def _trials(scores: Scores, task: str) -> dict[int, list[float]]:
+    lengths = sorted({key[1] for key in scores if key[0] == task})
+    if task == "variable_tracking":
+        return {length: tracking_shares(scores, length) for length in lengths}
+    trials: dict[int, list[float]] = {length: [] for length in lengths}
     for key, found in scores.items():
-        if key[0] == kind:
-            values = [score.share if kind == "span" else float(score.is_match) for score in found]
-            trials.setdefault(key[1], []).extend(values)
+        if key[0] == task:
+            trials[key[1]] += [score.share if task == "repeated_span" else float(score.is_match) for score in found]
     return trials
 
 
@@ -174,6 +231,25 @@ def default_lengths(original_max_position_embeddings: int, max_position_embeddin
     """Half the original window, the window and its doublings, the target window and twice it."""
     window, target = original_max_position_embeddings, max_position_embeddings
     return sorted({window // 2, *doublings(window, 2 * target), target, 2 * target})
+
+
+PromptMaker = Callable[[Any, int, Sequence[int], random.Random], list[Row]]
+"""(tokenizer, length, filler, random numbers) -> the rows of one prompt."""
+
+# How the prompts of a task are made, and how many per length.
+_PROMPTS: dict[str, Callable[[EvalConfig], tuple[PromptMaker, int]]] = {
+    "needles": lambda config: (_one(needle_row), config.num_needle_prompts),
+    "multi_key": lambda config: (
+        lambda tokenizer, length, filler, rng: multi_key_rows(tokenizer, length, filler, config.depths, rng),
+        config.num_multi_key_texts,
+    ),
+    "variable_tracking": lambda config: (_one(tracking_row), config.num_tracking_prompts),
+    "repeated_span": lambda config: (_one(span_row), config.num_span_prompts),
+}
+
+
+def _one(make_row: Callable[..., Row]) -> PromptMaker:
+    return lambda *arguments: [make_row(*arguments)]
 
 
 class _Plan:
@@ -185,44 +261,41 @@ class _Plan:
         self.lengths = lengths
         self.bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.notes: list[str] = []
+        self.documents = self._encode_documents() if set(config.tasks) != {"passkey"} else []
 
     def make_rows(self) -> list[Row]:
         """Every row to score; what has no document, or does not fit a length, becomes a note."""
         tasks, target_tokens = self.config.tasks, self.config.target_tokens
-        documents = self._encode_documents() if set(tasks) != {"passkey"} else []
+        documents = self.documents
         rows: list[Row] = []
         if "context_gain" in tasks:
             rows += context_rows(documents, self.bos, self.lengths, target_tokens)
+        if "perplexity_by_position" in tasks:
+            rows += position_rows(documents, self.bos, self.lengths)
         for length in self.lengths:
             if "perplexity" in tasks:
                 rows += perplexity_rows(documents, self.bos, length, target_tokens)
                 if max(map(len, documents)) + len(self.bos) < length:
                     self.notes.append(f"perplexity at {length:,}: no document is that long")
-            for task in ("passkey", "needles", "repeated_span"):
+            for task in _TRIALS:
                 if task in tasks:
                     try:
-                        rows += self._retrieval_rows(task, length, documents)
+                        rows += self._retrieval_rows(task, length)
                     except InvalidConfigError as error:
                         self.notes.append(f"{task} at {length:,}: {error}")
         return rows
 
-    def _retrieval_rows(self, task: str, length: int, documents: Sequence[Sequence[int]]) -> list[Row]:
+    def _retrieval_rows(self, task: str, length: int) -> list[Row]:
         config = self.config
         if task == "passkey":
             return passkey_rows(self.tokenizer, length, config.depths, config.num_passkey_trials, config.seed)
-        make_row, count = {
-            "needles": (needle_row, config.num_needle_prompts),
-            "repeated_span": (span_row, config.num_span_prompts),
-        }[task]
-        return [
-            make_row(
-                self.tokenizer,
-                length,
-                documents[index % len(documents)],
-                random.Random(f"{task}/{length}/{config.seed}/{index}"),
-            )
-            for index in range(count)
-        ]
+        make_rows, count = _PROMPTS[task](config)
+        rows: list[Row] = []
+        for index in range(count):
+            filler = self.documents[index % len(self.documents)]
+            rng = random.Random(f"{task}/{length}/{config.seed}/{index}")
+            rows += make_rows(self.tokenizer, length, filler, rng)
+        return rows
 
     def _encode_documents(self) -> list[list[int]]:
         """Tokens of the chosen documents without BOS: those that fill the longest window come first."""

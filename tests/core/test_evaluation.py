@@ -12,11 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from eabf_cli.core.architectures import follows_length
 from eabf_cli.core.errors import DataError, InvalidConfigError
 from eabf_cli.core.evals.language_modeling import context_rows
 from eabf_cli.core.evals.retrieval import passkey_rows
-from eabf_cli.core.evals.rows import Row, Target, merge_rows
 from eabf_cli.core.evals.scoring import score_rows
 from eabf_cli.core.evaluation import TASKS, EvalConfig, default_lengths, evaluate
 from eabf_cli.core.patching import apply_method
@@ -136,40 +134,6 @@ def test_a_match_is_what_greedy_generation_gives(demo: tuple[Any, Any]) -> None:
         outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda p: order.index(p[0]))
     ]
     assert set(outcomes) == {True, False}
-
-
-@pytest.mark.parametrize("share_prefixes", [False, True])
-def test_batches_and_merged_rows_change_no_score(share_prefixes: bool) -> None:
-    model = tiny_model()
-    generator = torch.Generator().manual_seed(0)
-    rows = [
-        Row(tuple(torch.randint(258, (length,), generator=generator).tolist()), (Target(("a", n), length - 3, length),))
-        for n, length in enumerate((20, 20, 20, 33, 33))
-    ]
-    rows.append(Row(rows[0].input_ids, (Target("whole", 1, 20),)))
-    # Beginnings of other rows, in another order than theirs.
-    rows.append(Row(rows[4].input_ids[:25], (Target("beginning", 9, 14),)))
-    rows.append(Row(rows[3].input_ids[:7], (Target("first", 2, 7),)))
-    one_by_one = score_rows(model, rows, batch_tokens=1)
-    merged = merge_rows(rows, share_prefixes=share_prefixes)
-    assert len(merged) == (5 if share_prefixes else 7)
-    assert [len(row.input_ids) for row in merged] == sorted(len(row.input_ids) for row in merged)
-    together = score_rows(model, merged, batch_tokens=1000)
-    assert one_by_one.keys() == together.keys()
-    for key, (score,) in one_by_one.items():
-        assert together[key][0].nll == pytest.approx(score.nll, abs=1e-4)
-    assert one_by_one["whole"][0].nll[-3:] == pytest.approx(one_by_one["a", 0][0].nll, abs=1e-4)
-
-
-def test_rows_keep_their_order_and_a_model_that_follows_the_length_has_rows_of_its_own() -> None:
-    rows = [Row((1, number, *range(20)), (Target(("end", number), 20, 22),)) for number in (9, 3, 7)]
-    beginnings = [Row(row.input_ids[:10], (Target("start", 5, 10),)) for row in rows]
-    merged = merge_rows([*beginnings, *rows], share_prefixes=True)
-    assert [row.input_ids[1] for row in merged] == [9, 3, 7]
-    model = tiny_model()
-    assert not follows_length(model.config)
-    apply_method(model, RopeScalingConfig(method="dynamic", factor=4.0))
-    assert follows_length(model.config)
 
 
 @pytest.mark.parametrize("has_bos", [True, False])

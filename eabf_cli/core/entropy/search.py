@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -20,7 +20,7 @@ from eabf_cli.core import architectures
 from eabf_cli.core.errors import DataError, InvalidConfigError
 from eabf_cli.core.evals.language_modeling import Document, context_rows, mean_and_stderr
 from eabf_cli.core.evals.retrieval import passkey_rows
-from eabf_cli.core.evals.rows import Row, merge_rows
+from eabf_cli.core.evals.rows import Row
 from eabf_cli.core.evals.scoring import score_rows
 from eabf_cli.core.methods import METHODS
 from eabf_cli.core.patching import apply_method, remove_method
@@ -281,13 +281,11 @@ class _Trial:
     def rows(self, documents: Sequence[Document], bos: list[int], *, seed: int) -> list[Row]:
         """What every candidate is measured on."""
 
-        def make() -> Iterator[Row]:
-            yield from context_rows(documents, bos, (self.window, self.length), _TARGET_TOKENS)
-            for length in (self.window, self.length):
-                with contextlib.suppress(InvalidConfigError):
-                    yield from passkey_rows(self.tokenizer, length, _DEPTHS, _NUM_PASSKEYS, seed)
-
-        return merge_rows(make(), share_prefixes=True)
+        rows = context_rows(documents, bos, (self.window, self.length), _TARGET_TOKENS)
+        for length in (self.window, self.length):
+            with contextlib.suppress(InvalidConfigError):
+                rows += passkey_rows(self.tokenizer, length, _DEPTHS, _NUM_PASSKEYS, seed)
+        return rows
 
     def measure(self, candidate: Candidate, rows: Sequence[Row]) -> Outcome:
         """Put a candidate on, measure it, and take it off."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.evals.language_modeling import mean_and_stderr
-from eabf_cli.core.evals.rows import Row, Target
+from eabf_cli.core.evals.rows import Row, Score, Target
 from eabf_cli.core.needles import (
     KEYED_PASSKEY,
     Needle,
@@ -34,6 +34,7 @@ EFFECTIVE_SHARE = 0.9
 
 # One-sided 95 %: the question is how low the true score may be, not how high.
 _Z = 1.645
+_Z_TWO_SIDED = 1.959964
 _SENTENCE_END = "."
 
 
@@ -79,7 +80,7 @@ def needle_row(tokenizer: Any, length: int, filler: Sequence[int], rng: random.R
         questions.append((needle, question_ids, encode_after(tokenizer, needle.question, needle.answer)))
         text = needle.answer
     num_fixed = sum(map(len, statements)) + sum(len(ask) + len(answer) for _, ask, answer in questions)
-    row = _start_row(tokenizer, length, num_fixed, "needles", statements, filler, rng, spread_over=1.0)
+    row = start_row(tokenizer, length, num_fixed, "needles", statements, filler, rng, spread_over=1.0)
     targets = []
     for needle, question_ids, answer_ids in questions:
         row += question_ids
@@ -99,19 +100,19 @@ def span_row(tokenizer: Any, length: int, filler: Sequence[int], rng: random.Ran
     plain = plain_token_ids(tokenizer)
     spans = [rng.choices(plain, k=SPAN_LENGTH) for _ in range(SPANS_PER_PROMPT)]
     num_fixed = 2 * SPANS_PER_PROMPT * SPAN_LENGTH
-    row = _start_row(tokenizer, length, num_fixed, "repeated spans", spans, filler, rng, spread_over=0.25)
+    row = start_row(tokenizer, length, num_fixed, "repeated spans", spans, filler, rng, spread_over=0.25)
     targets = []
     for span in rng.sample(spans, len(spans)):
         middle = len(row) + SPAN_LENGTH // 2
         row += span
-        targets.append(Target(("span", length), middle, len(row)))
+        targets.append(Target(("repeated_span", length), middle, len(row)))
     return Row(tuple(row), tuple(targets))
 
 
 def passkey_result(scores: Scores, lengths: Sequence[int], depths: Sequence[float]) -> list[dict[str, Any]]:
     """Share of exact answers by length and depth."""
     return [
-        {"length": length, "depth": depth} | _accuracy(scores, ("passkey", length, depth))
+        {"length": length, "depth": depth} | accuracy_of(scores["passkey", length, depth])
         for length in lengths
         for depth in depths
         if ("passkey", length, depth) in scores
@@ -121,7 +122,7 @@ def passkey_result(scores: Scores, lengths: Sequence[int], depths: Sequence[floa
 def needles_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Share of exact answers by template and length."""
     return [
-        {"template": template.name, "length": length} | _accuracy(scores, ("needles", length, template.name))
+        {"template": template.name, "length": length} | accuracy_of(scores["needles", length, template.name])
         for template in dict.fromkeys(eval_templates())
         for length in lengths
         if ("needles", length, template.name) in scores
@@ -132,22 +133,21 @@ def span_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Share of the second halves' tokens that are predicted, by length; stderr over the spans."""
     results = []
     for length in lengths:
-        found = scores.get(("span", length), [])
+        found = scores.get(("repeated_span", length), [])
         accuracy, stderr = mean_and_stderr([score.share for score in found])
         if found:
             results.append({"length": length, "accuracy": accuracy, "stderr": stderr, "num_trials": len(found)})
     return results
 
 
-def retrieval_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Passkey and needle answers of each length together, with the lower bound of a Wilson interval."""
+def retrieval_result(
+    scores: Scores, lengths: Sequence[int], tasks: Sequence[str] = ("passkey", "needles")
+) -> list[dict[str, Any]]:
+    """The answers to some tasks at each length together, with the lower bound of a one-sided Wilson interval."""
     results = []
     for length in lengths:
         matches = [
-            score.is_match
-            for key, found in scores.items()
-            if isinstance(key, tuple) and key[0] in ("passkey", "needles") and key[1] == length
-            for score in found
+            score.is_match for key, found in scores.items() if key[0] in tasks and key[1] == length for score in found
         ]
         if matches:
             results.append(
@@ -185,7 +185,13 @@ def wilson_lower_bound(num_successes: int, num_trials: int, z: float = _Z) -> fl
     return max(0.0, (share + z**2 / (2 * num_trials) - spread) / (1 + z**2 / num_trials))
 
 
-def _start_row(
+def wilson_interval(num_successes: int, num_trials: int, z: float = _Z_TWO_SIDED) -> tuple[float, float]:
+    """Both ends of the Wilson score interval for a share, by default at 95 %."""
+    lower = wilson_lower_bound(num_successes, num_trials, z)
+    return lower, 1 - wilson_lower_bound(num_trials - num_successes, num_trials, z)
+
+
+def start_row(
     tokenizer: Any,
     length: int,
     num_fixed: int,
@@ -196,7 +202,13 @@ def _start_row(
     *,
     spread_over: float,
 ) -> list[int]:
-    """BOS and filler, the blocks put in one in each of as many parts of its first `spread_over`."""
+    """BOS and filler, the blocks put in one in each of as many parts of its first `spread_over`.
+
+    Together with `num_fixed` tokens, those of the blocks among them, a row has `length`.
+
+    Raises:
+        InvalidConfigError: they do not fit.
+    """
     row = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     num_filler = length - len(row) - num_fixed
     if num_filler < 0:
@@ -211,6 +223,8 @@ def _start_row(
     return row + text[taken:]
 
 
-def _accuracy(scores: Scores, key: tuple[Any, ...]) -> dict[str, Any]:
-    matches = [score.is_match for score in scores[key]]
-    return {"accuracy": sum(matches) / len(matches), "num_trials": len(matches)}
+def accuracy_of(found: Sequence[Score]) -> dict[str, Any]:
+    """Share of exact answers with the ends of its 95 % Wilson interval."""
+    num_right = sum(score.is_match for score in found)
+    lower, upper = wilson_interval(num_right, len(found))
+    return {"accuracy": num_right / len(found), "lower_bound": lower, "upper_bound": upper, "num_trials": len(found)}
