@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooLong
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.evals.settings import EvalRunConfig
@@ -47,8 +48,8 @@ class CompareConfig:
     num_seeds: int = 1
     train_dataset: str | Path | tuple[str, ...] = DEMO_DATASET
     train_dataset_split: str | None = None
-    samples: int = 100
-    too_long: str = "error"
+    samples: int = NUM_SAMPLES
+    too_long: TooLong = DataConfig.too_long
     preset: str = "auto"
     learning_rate: float | None = None
     epochs: int | None = None
