@@ -21,6 +21,7 @@ from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
 from eabf_cli.core.devices import choose_device, has_fast_bfloat16
 from eabf_cli.core.errors import EabfError, InvalidConfigError
 from eabf_cli.core.evaluation import EvalConfig
+from eabf_cli.core.finetune.control import cut_samples
 from eabf_cli.core.finetune.memory import MemoryEstimate, estimate_memory
 from eabf_cli.core.finetune.memory_plan import (
     InsufficientMemoryError,
@@ -56,6 +57,7 @@ class FinetuneConfig:
         too_short: what happens to one that the original window holds (`DataConfig.too_short`).
         pack: several short samples in one row of the target window.
         pose: rows of the original window whose positions reach over the target window (arXiv 2309.10400).
+        cut_to_window: the samples cut into pieces of the original window, for a control of other runs.
         preset: which recipe the values that are None are taken from (`recipe_for`).
         batch_size: samples of one optimizer step, over all devices and micro-batches.
         micro_batch_size: samples of one forward pass on one device.
@@ -81,6 +83,7 @@ class FinetuneConfig:
     too_short: TooShort = DataConfig.too_short
     pack: bool = False
     pose: bool = False
+    cut_to_window: bool = False
     preset: str = "auto"
     learning_rate: float | None = None
     epochs: int | None = None
@@ -116,6 +119,8 @@ class FinetuneConfig:
             raise InvalidConfigError(f"unknown tuning {self.tuning!r}; known: {', '.join(TUNING_NAMES)}")
         if self.pose and self.pack:
             raise InvalidConfigError("rows are either packed or have skipped positions: leave out --pack or --pose")
+        if self.cut_to_window and (self.pose or self.pack):
+            raise InvalidConfigError("samples that are cut to the window are rows as they are: leave out pack and pose")
         if self.probe and not self.dry_run:
             raise InvalidConfigError("--probe measures what a run would take: give --dry-run with it")
 
@@ -151,7 +156,7 @@ class FinetunePlan(FinetuneTarget):
         dataset: its name or names.
         device: where the run takes place.
         samples: what was drawn.
-        rows: what is trained on: the samples, packed or with skipped positions where that was asked for.
+        rows: what is trained on: the samples, packed, cut or with skipped positions where that was asked for.
         recipe: as the user knows it, in samples.
         row_recipe: the same in rows.
         memory: the estimate of each tuning.
@@ -360,6 +365,8 @@ def _draw_samples(config: FinetuneConfig, target: FinetuneTarget, tokenizer: Any
 
 def _make_rows(config: FinetuneConfig, target: FinetuneTarget, tokenizer: Any, samples: SampleSet) -> SampleSet:
     length = target.target_window
+    if config.cut_to_window:
+        return cut_samples(samples, target.window, tokenizer.bos_token_id)
     if config.pack:
         return pack_samples(samples, length)
     if config.pose:
