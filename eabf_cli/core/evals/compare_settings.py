@@ -91,6 +91,12 @@ class CompareConfig:
         return DEFAULT_REFERENCE if DEFAULT_REFERENCE in self.methods else self.methods[0]
 
     @property
+    def train_source(self) -> str | Path | tuple[str, ...]:
+        """The training data; of a list of one, that one."""
+        names = self.train_dataset
+        return names[0] if isinstance(names, tuple) and len(names) == 1 else names
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """What the training samples are drawn by."""
         return tuple(range(self.run.seed, self.run.seed + self.num_seeds))
