@@ -28,8 +28,10 @@ _EXPORTS = {
     "export_checkpoint": "export.exporting",
     "SummarizeConfig": "summarize.settings",
     "summarize": "summarize.run",
-    "EvalConfig": "evaluation",
+    "EvalConfig": "evals.settings",
     "evaluate": "evaluation",
+    "EvalRunConfig": "evals.settings",
+    "run_evaluation": "evals.run",
     "PatchConfig": "patch_checkpoint",
     "patch_checkpoint": "patch_checkpoint",
 }

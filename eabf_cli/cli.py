@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from eabf_cli.commands.entropy import entropy
+from eabf_cli.commands.eval import evaluate
 from eabf_cli.commands.export import export
 from eabf_cli.commands.finetune import finetune
 from eabf_cli.commands.patch import patch
@@ -49,6 +50,9 @@ def main() -> None:
 
 main.add_command(entropy)
 main.add_command(export)
+
+
+main.add_command(evaluate)
 main.add_command(finetune)
 main.add_command(patch)
 main.add_command(summarize)

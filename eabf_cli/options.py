@@ -40,6 +40,32 @@ class IntegerList(click.ParamType):
             self.fail(f"{value!r} is no comma-separated list of whole numbers{alternative}", param, ctx)
 
 
+class NameList(click.ParamType):
+    """Words separated by commas."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        names = tuple(part.strip() for part in map(str, parts))
+        if not all(names):
+            self.fail(f"{value!r} is no comma-separated list of names", param, ctx)
+        return names
+
+
+class NumberList(click.ParamType):
+    """Numbers separated by commas."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        try:
+            return tuple(float(part) for part in parts)
+        except ValueError:
+            self.fail(f"{value!r} is no comma-separated list of numbers", param, ctx)
+
+
 class RopeTheta(click.ParamType):
     """A number or the name of a rule."""
 

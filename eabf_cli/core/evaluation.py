@@ -31,9 +31,11 @@ from eabf_cli.core.evals.language_modeling import (
     perplexity_rows,
 )
 from eabf_cli.core.evals.retrieval import (
+    SPANS_PER_PROMPT,
     effective_length,
     needle_row,
     needles_result,
+    num_questions,
     passkey_result,
     passkey_rows,
     retrieval_result,
@@ -67,7 +69,9 @@ class Measured:
         documents: by length, the loss of each document's last tokens in its first so many tokens, in nats.
         context: by visible context, the loss of each document's target tokens, in nats; the same documents and
             tokens at every context.
-        trials: by task and length, what each trial came to: 1 or 0, or the share of a span's tokens.
+        trials: by task and length, what each trial came to: 1 or 0, or the share of a span's tokens or a chain's
+            variables.
+        prompts: by task and length, the number of the prompt that each trial belongs to.
         key_tokens: of each document in `context`, which of its target tokens long context helps.
         key_losses: by visible context, the losses of each document's key tokens, in nats.
         positions: by stretch of positions (first index, index behind the last), each document's loss in it, in nats.
@@ -77,6 +81,7 @@ class Measured:
     documents: dict[int, list[float]]
     context: dict[int, list[float]]
     trials: dict[str, dict[int, list[float]]]
+    prompts: dict[str, dict[int, list[int]]]
     key_tokens: tuple[tuple[bool, ...], ...] = ()
     key_losses: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
     positions: dict[tuple[int, int], list[float]] = field(default_factory=dict)
@@ -163,6 +168,7 @@ def evaluate_scores(
         "num_tokens": reading.num_tokens,
         "wall_s": time.perf_counter() - started,
     }
+    trials = {task: _trials(scores, task) for task in _TRIALS}
     return Measured(
         result=result | {"grid": needle_grid(result)},
         documents=_losses(scores, "perplexity"),
@@ -170,7 +176,8 @@ def evaluate_scores(
         positions={
             key[1:]: [score.mean_nll for score in found] for key, found in scores.items() if key[0] == "position"
         },
-        trials={task: found for task in _TRIALS if (found := _trials(scores, task))},
+        trials={task: found for task, (found, _) in trials.items() if found},
+        prompts={task: numbers for task, (found, numbers) in trials.items() if found},
         key_tokens=chosen,
         key_losses=losses,
     )
@@ -216,15 +223,24 @@ def _losses(scores: Scores, kind: str) -> dict[int, list[float]]:
     return {key[1]: [score.mean_nll for score in found] for key, found in scores.items() if key[0] == kind}
 
 
-def _trials(scores: Scores, task: str) -> dict[int, list[float]]:
+def _trials(scores: Scores, task: str) -> tuple[dict[int, list[float]], dict[int, list[int]]]:
+    """A task's trials by length, and the numbers of their prompts."""
     lengths = sorted({key[1] for key in scores if key[0] == task})
     if task == "variable_tracking":
-        return {length: tracking_shares(scores, length) for length in lengths}
+        shares = {length: tracking_shares(scores, length) for length in lengths}
+        return shares, {length: list(range(len(found))) for length, found in shares.items()}
     trials: dict[int, list[float]] = {length: [] for length in lengths}
+    prompts: dict[int, list[int]] = {length: [] for length in lengths}
     for key, found in scores.items():
-        if key[0] == task:
-            trials[key[1]] += [score.share if task == "repeated_span" else float(score.is_match) for score in found]
-    return trials
+        if key[0] != task:
+            continue
+        length = key[1]
+        trials[length] += [score.share if task == "repeated_span" else float(score.is_match) for score in found]
+        # A passkey prompt asks for one thing; one key of all others comes from every prompt, so many times.
+        per_prompt = {"needles": num_questions(key[-1]), "repeated_span": SPANS_PER_PROMPT}.get(task, 1)
+        first = len(prompts[length]) if task == "passkey" else 0
+        prompts[length] += [first + index // per_prompt for index in range(len(found))]
+    return trials, prompts
 
 
 def default_lengths(original_max_position_embeddings: int, max_position_embeddings: int) -> list[int]:

@@ -178,7 +178,8 @@ def _checked_window(window: Any) -> int:
         )
     if window > MAX_WINDOW:
         raise InvalidConfigError(
-            f"original_max_position_embeddings is at most {MAX_WINDOW:,} tokens, got a number of {len(str(window))} digits"
+            f"original_max_position_embeddings is at most {MAX_WINDOW:,} tokens, "
+            f"got a number of {len(str(window))} digits"
         )
     return int(window)
 

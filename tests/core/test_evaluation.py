@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from eabf_cli.core.data.records import open_records
 from eabf_cli.core.errors import DataError, InvalidConfigError
 from eabf_cli.core.evals.language_modeling import context_rows
-from eabf_cli.core.evals.retrieval import passkey_rows
+from eabf_cli.core.evals.retrieval import eval_templates, passkey_rows
 from eabf_cli.core.evals.scoring import score_rows
-from eabf_cli.core.evaluation import TASKS, EvalConfig, default_lengths, evaluate
+from eabf_cli.core.evals.settings import QUICK_TASKS
+from eabf_cli.core.evaluation import TASKS, EvalConfig, default_lengths, evaluate, evaluate_scores
 from eabf_cli.core.patching import apply_method
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from tests.byte_tokenizer import byte_tokenizer
@@ -137,7 +139,7 @@ def test_a_match_is_what_greedy_generation_gives(demo: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("has_bos", [True, False])
-def test_all_tasks_give_the_contract_s_keys_as_json(has_bos: bool) -> None:
+def test_the_tasks_of_a_finetune_run_give_the_contract_s_keys_as_json(has_bos: bool) -> None:
     documents = tuple((text + " ") * 6 for text in DOCUMENTS)
     tokenizer = byte_tokenizer(has_bos=has_bos)
     model = tiny_model()
@@ -150,7 +152,7 @@ def test_all_tasks_give_the_contract_s_keys_as_json(has_bos: bool) -> None:
     assert model.training
     assert (result["method"], result["original_max_position_embeddings"]) == ("logn", WINDOW)
     assert result["max_position_embeddings"] == 4 * WINDOW
-    assert set(TASKS) < set(result)
+    assert set(result) & set(TASKS) == set(QUICK_TASKS)
     assert [(e["length"], e["depth"], e["num_trials"]) for e in result["passkey"]] == [
         (1024, 0.0, 1),
         (1024, 1.0, 1),
@@ -167,6 +169,97 @@ def test_all_tasks_give_the_contract_s_keys_as_json(has_bos: bool) -> None:
     ]
     assert result["effective_length"] is None
     assert calls[-1] == (result["num_tokens"], result["num_tokens"])
+
+
+def losses_of_row(model: Any, row: list[int]) -> torch.Tensor:
+    """transformers' loss of every token but the first, `(length - 1,)`."""
+    ids = torch.tensor([row])
+    with torch.no_grad():
+        logits = model(ids).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+
+
+def test_perplexity_by_position_is_that_of_the_tokens_there() -> None:
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    config = EvalConfig(tasks=("perplexity_by_position",), lengths=(16, 128), documents=DOCUMENTS)
+    measured = evaluate_scores(model, tokenizer, config)
+    rows = [[tokenizer.bos_token_id, *tokenizer(text, verbose=False)["input_ids"][:127]] for text in DOCUMENTS]
+    losses = torch.stack([losses_of_row(model, row) for row in rows])
+    entries = measured.result["perplexity_by_position"]
+    assert (entries[0]["start"], entries[-1]["end"], len(entries)) == (1, 128, 16)
+    for entry in entries:
+        # Of a token at p, the loss is at p - 1.
+        here = losses[:, entry["start"] - 1 : entry["end"] - 1].mean(1)
+        assert entry["perplexity"] == pytest.approx(here.mean().exp().item(), rel=1e-5)
+        assert measured.positions[entry["start"], entry["end"]] == pytest.approx(here.tolist(), abs=1e-5)
+
+
+def test_key_tokens_are_told_by_the_window_and_scored_at_every_context(demo: tuple[Any, Any]) -> None:
+    model, tokenizer = demo
+    contexts, num_targets = (32, 512, 600), 16
+    texts = tuple(read().text or "" for read in open_records("demo-long", split="heldout")[:6])
+    config = EvalConfig(tasks=("context_gain",), lengths=contexts, target_tokens=num_targets, documents=texts)
+    measured = evaluate_scores(model, tokenizer, config)
+    bodies = [tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"][:599] for text in texts]
+    losses = {
+        context: torch.stack(
+            [losses_of_row(model, [tokenizer.bos_token_id, *body[-(context - 1) :]])[-num_targets:] for body in bodies]
+        )
+        for context in contexts
+    }
+    is_key = (losses[32] - losses[512] > 2) & (losses[512] < 2)
+    assert is_key.any()
+    assert sorted(measured.key_tokens) == sorted(map(tuple, is_key.tolist()))
+    assert measured.result["key_tokens"] == {
+        "chosen_by": "this model",
+        "short_context": 32,
+        "long_context": 512,
+        "num_tokens": int(is_key.sum()),
+        "num_target_tokens": 6 * num_targets,
+    }
+    for entry in measured.result["context_gain"]:
+        assert entry["key_nll"] == pytest.approx(losses[entry["context"]][is_key].mean().item(), abs=1e-4)
+    # Another model is scored on the tokens that the reference chose.
+    reference = tuple(tuple(index == 3 for index in range(num_targets)) for _ in texts)
+    other = evaluate_scores(model, tokenizer, config, key_tokens=reference)
+    assert other.key_tokens == reference
+    assert other.result["key_tokens"] == {
+        "chosen_by": "a reference model",
+        "num_tokens": 6,
+        "num_target_tokens": 6 * num_targets,
+    }
+    assert other.result["context_gain"][1]["key_nll"] == pytest.approx(losses[512][:, 3].mean().item(), abs=1e-4)
+
+
+def test_scores_of_trials_and_documents_are_those_of_the_result() -> None:
+    documents = tuple((text + " ") * 6 for text in DOCUMENTS)
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    config = EvalConfig.with_trials(6, lengths=(WINDOW, 1200), documents=documents, depths=(0.0, 0.5, 1.0))
+    measured = evaluate_scores(model, tokenizer, config)
+    result = measured.result
+    assert json.loads(json.dumps(result)) == result
+    assert set(TASKS) < set(result)
+    for entry in result["perplexity"]:
+        losses = measured.documents[entry["length"]]
+        assert entry["perplexity"] == pytest.approx(math.exp(statistics.mean(losses)))
+    for entry in result["context_gain"]:
+        assert entry["nll"] == pytest.approx(statistics.mean(measured.context[entry["context"]]))
+    for task in ("passkey", "needles", "multi_key", "variable_tracking", "repeated_span"):
+        trials, prompts = measured.trials[task], measured.prompts[task]
+        assert list(trials) == list(prompts) == [1200]
+        entries = result[task]
+        total = sum(entry["accuracy"] * entry["num_trials"] for entry in entries)
+        num_trials = sum(entry["num_trials"] for entry in entries)
+        assert statistics.mean(trials[1200]) == pytest.approx(total / num_trials)
+        assert len(prompts[1200]) == num_trials
+    numbers = {task: sorted(prompts[1200]) for task, prompts in measured.prompts.items()}
+    assert numbers == {
+        "passkey": list(range(6)),
+        "needles": sorted([*range(2)] * len(eval_templates())),
+        "multi_key": sorted([*range(2)] * 3),
+        "variable_tracking": [0, 1],
+        "repeated_span": sorted([*range(2)] * 4),
+    }
 
 
 def test_the_result_does_not_depend_on_longer_calls_before() -> None:

@@ -35,8 +35,9 @@ def multi_key_rows(
         raise InvalidConfigError(f"multi_key takes {MOST_DEPTHS} depths at most, got {len(depths)}")
     needles = draw_needles(rng, KEYED_PASSKEY, max(len(depths), LEAST_KEYS))
     statements = [encode_after(tokenizer, _SENTENCE_END, needle.statement) for needle in needles]
-    questions = [encode_after(tokenizer, _SENTENCE_END, needle.question) for needle in needles]
-    answers = [encode_after(tokenizer, needle.question, needle.answer) for needle in needles]
+    asked = needles[: len(depths)]
+    questions = [encode_after(tokenizer, _SENTENCE_END, needle.question) for needle in asked]
+    answers = [encode_after(tokenizer, needle.question, needle.answer) for needle in asked]
     text = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     longest = max(len(question) + len(answer) for question, answer in zip(questions, answers, strict=True))
     num_filler = length - len(text) - sum(map(len, statements)) - longest
@@ -52,7 +53,7 @@ def multi_key_rows(
         taken = cut
     text += around[taken:]
     rows = []
-    for depth, question, answer in zip(depths, questions, answers, strict=False):
+    for depth, question, answer in zip(depths, questions, answers, strict=True):
         start = len(text) + len(question)
         target = Target(("multi_key", length, depth), start, start + len(answer))
         rows.append(Row((*text, *question, *answer), (target,)))

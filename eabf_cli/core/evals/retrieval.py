@@ -43,6 +43,11 @@ def eval_templates() -> tuple[NeedleTemplate, ...]:
     return (*templates_of("heldout"), KEYED_PASSKEY, KEYED_PASSKEY)
 
 
+def num_questions(template: str | float) -> int:
+    """How often a needle prompt asks for a fact of a template, by its name."""
+    return sum(asked.name == template for asked in eval_templates())
+
+
 def passkey_rows(tokenizer: Any, length: int, depths: Sequence[float], num_trials: int, seed: int) -> list[Row]:
     """The field's passkey prompt in `length` tokens; trial after trial takes the next depth.
 

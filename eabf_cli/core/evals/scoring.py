@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # 2**24 float32 logits are 64 MiB; their softmax takes as much again.
-_MAX_LOGITS = 2**24
+MAX_LOGITS = 2**24
 _MAX_CHUNK_TOKENS = 1024
 # What the mask, and the probabilities of the eager kernel, may take of one layer.
 _MAX_SQUARE_BYTES = 2**28
@@ -153,7 +153,7 @@ class _Reader:
     def _predict(self, hidden: Tensor, tokens: Tensor) -> list[tuple[float, bool]]:
         """The loss of each token given the hidden state (tokens, hidden_size) before it; whether it is likeliest."""
         head: nn.Module = self.model.get_output_embeddings()
-        size = max(1, _MAX_LOGITS // self.decoder.config.vocab_size)
+        size = max(1, MAX_LOGITS // self.decoder.config.vocab_size)
         found: list[tuple[float, bool]] = []
         for part, wanted in zip(hidden.split(size), tokens.split(size), strict=True):
             logits = self.transform.apply(head(part).float())  # (part, vocabulary)

@@ -1,0 +1,210 @@
+"""`eabf eval`: what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from eabf_cli.core.checkpoint import load_model, load_tokenizer
+from eabf_cli.core.data.records import open_records
+from eabf_cli.core.evaluation import TASKS, EvalConfig, evaluate
+from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
+from eabf_cli.core.patching import apply_method
+from eabf_cli.core.scaling_config import RopeScalingConfig
+from tests.conftest import Eabf
+from tests.tiny_llama import TARGET, WINDOW, write_tiny_llama
+
+FILES = {"eabf_run.json", "eval.json", "table.txt", "report.html", "report.md"}
+
+
+def succeeded(result: Result) -> Result:
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
+
+
+def printed(result: Result) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(succeeded(result).stdout)
+    return value
+
+
+def assert_told(result: Result, *said: str, exit_code: int = 1) -> None:
+    assert result.exit_code == exit_code, (result.stderr, result.exception)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout == ""
+    assert [part for part in said if part not in result.stderr] == [], result.stderr
+
+
+@pytest.fixture
+def arguments(tiny_llama_folder: Path, texts_file: Path) -> list[Any]:
+    """Losses at three lengths; the texts have about 200 tokens."""
+    tasks = "context_gain,perplexity,perplexity_by_position"
+    lengths = f"{WINDOW // 2},{WINDOW},{2 * WINDOW}"
+    return ["eval", "-m", tiny_llama_folder, "--dataset", texts_file, "--lengths", lengths, "--tasks", tasks]
+
+
+# ---- What is printed and written -----------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_evaluate(
+    eabf: Eabf, arguments: list[Any], tiny_llama_folder: Path, texts_file: Path
+) -> None:
+    found = printed(eabf(*arguments, "--json"))
+    texts = tuple(read().text or "" for read in open_records(texts_file))
+    config = EvalConfig(
+        tasks=("context_gain", "perplexity", "perplexity_by_position"),
+        lengths=(WINDOW // 2, WINDOW, 2 * WINDOW),
+        documents=texts,
+    )
+    expected = evaluate(load_model(tiny_llama_folder), load_tokenizer(tiny_llama_folder), config)
+    for task in config.tasks:
+        assert found[task] == expected[task]
+    assert found["key_tokens"] == expected["key_tokens"]
+    assert (found["method"], found["factor"], found["output"]) == (None, None, None)
+    assert (found["original_max_position_embeddings"], found["max_position_embeddings"]) == (WINDOW, WINDOW)
+    assert (found["dataset"], found["num_documents"]) == (str(texts_file), 8)
+    assert (found["dtype"], found["device"]) == ("float32", "cpu")
+    assert found["weights"].startswith("sha256:")
+    assert found["tokens_per_s"] > 0
+
+
+def test_a_method_is_applied_first(eabf: Eabf, arguments: list[Any], tiny_llama_folder: Path, texts_file: Path) -> None:
+    found = printed(eabf(*arguments, "--method", "logn", "--factor", 4, "--json"))
+    model = load_model(tiny_llama_folder)
+    apply_method(model, RopeScalingConfig(method="logn", factor=4.0))
+    texts = tuple(read().text or "" for read in open_records(texts_file))
+    config = EvalConfig(tasks=("perplexity",), lengths=(2 * WINDOW,), documents=texts)
+    expected = evaluate(model, load_tokenizer(tiny_llama_folder), config)
+    assert found["perplexity"][-1] == expected["perplexity"][0]
+    assert (found["method"], found["factor"], found["max_position_embeddings"]) == ("logn", 4.0, TARGET)
+
+
+def test_a_checkpoint_is_measured_under_its_own_method(eabf: Eabf, arguments: list[Any], workdir: Path) -> None:
+    patch_checkpoint(PatchConfig(model=str(arguments[2]), output=workdir / "extended"))
+    found = printed(eabf("eval", "-m", "extended", *arguments[3:], "--json"))
+    assert (found["method"], found["original_max_position_embeddings"]) == ("eabf", WINDOW)
+    assert found["max_position_embeddings"] == TARGET
+
+
+def test_the_demo_model_retrieves_inside_its_window_and_not_beyond(eabf: Eabf) -> None:
+    tasks = "passkey,multi_key,variable_tracking,repeated_span,needles,context_gain"
+    result = eabf("eval", "--lengths", "448,896", "--tasks", tasks, "--trials", 10, "--documents", 4, "--json")
+    found = printed(result)
+    assert "using the demo model" in result.stderr
+    assert set(found) > {"passkey", "multi_key", "variable_tracking", "repeated_span", "needles", "context_gain"}
+    inside, beyond = ([entry for entry in found["passkey"] if entry["length"] == length] for length in (448, 896))
+    assert sum(entry["accuracy"] for entry in inside) / 5 >= 0.8
+    assert sum(entry["accuracy"] for entry in beyond) / 5 <= 0.4
+    assert found["effective_length"] == found["effective_lengths"]["passkey"] == 448
+    for entry in (*found["grid"], *found["needles"]):
+        assert 0 <= entry["lower_bound"] <= entry["accuracy"] <= entry["upper_bound"] <= 1
+    assert {entry["task"] for entry in found["grid"]} == {"passkey", "multi_key"}
+    # Far outside its window an unextended model is worse off with more context.
+    assert found["context_gain"][-1]["difference"] > 0.1
+
+
+def test_the_text_has_a_table_and_what_follows_from_it(eabf: Eabf, arguments: list[Any]) -> None:
+    shown = succeeded(eabf(*arguments)).stdout
+    lines = shown.splitlines()
+    assert lines[0].startswith(f"{arguments[2]} as it stands, pre-trained window {WINDOW}; ")
+    header = next(line for line in lines if line.startswith("tokens"))
+    assert header.split() == ["tokens", "32", "64", "128"]
+    for title in ("loss by context", "  on key tokens", "perplexity", "perplexity by position"):
+        assert any(line.startswith(title) for line in lines), shown
+    assert "With 128 tokens visible the loss on the same tokens is" in shown
+
+
+def test_a_folder_holds_the_result_and_how_it_was_made(eabf: Eabf, arguments: list[Any], workdir: Path) -> None:
+    found = printed(eabf(*arguments, "-o", "measured", "--json"))
+    folder = workdir / "measured"
+    assert {path.name for path in folder.iterdir()} >= FILES
+    assert json.loads((folder / "eval.json").read_text()) == found
+    record = json.loads((folder / "eabf_run.json").read_text())
+    assert (record["command"], record["data_hash"], record["seed"]) == ("eval", found["data_hash"], 42)
+    assert record["arguments"]["evaluation"]["lengths"] == [WINDOW // 2, WINDOW, 2 * WINDOW]
+    assert_told(eabf(*arguments, "-o", "measured"), "exists and is not empty")
+    succeeded(eabf(*arguments, "-o", "measured", "--overwrite"))
+
+
+def test_a_dry_run_tells_lengths_and_memory(eabf: Eabf, arguments: list[Any], workdir: Path) -> None:
+    planned = [*arguments[:5], "--tasks", "perplexity,passkey", "--dry-run", "-o", "measured"]
+    found = printed(eabf(*planned, "--json"))
+    assert found["lengths"] == [WINDOW // 4, WINDOW // 2, WINDOW, 2 * WINDOW, 4 * WINDOW, 8 * WINDOW]
+    assert found["memory"]["total_gib"] < found["available_gib"]
+    assert set(found).isdisjoint(TASKS)
+    shown = succeeded(eabf(*planned)).stdout
+    assert "Nothing was measured" in shown
+    assert "8 times the pre-trained window" in shown
+    assert list(workdir.iterdir()) == []
+
+
+def test_documents_that_are_too_short_are_counted(eabf: Eabf, tiny_llama_folder: Path, workdir: Path) -> None:
+    for name, count in (("short", 4), ("middle", 60), ("long", 200)):
+        (workdir / f"{name}.txt").write_text("the sun was warm " * count)
+    result = eabf(
+        *("eval", "-m", tiny_llama_folder, "--text", ".", "--lengths", "32,512", "--tasks", "perplexity", "--json")
+    )
+    found = printed(result)
+    assert [entry["num_documents"] for entry in found["perplexity"]] == [2, 1]
+    assert "left out for having fewer than 32 tokens: 1 document" in found["notes"]
+    assert (
+        "1 of 2 documents have fewer than 512 tokens: they are measured at the lengths that they have"
+        in (found["notes"])
+    )
+    assert "Left out for having fewer than 32 tokens" in result.stderr
+
+
+# ---- What is refused -----------------------------------------------------------------------------
+
+
+def test_documents_that_are_all_too_short_are_refused(eabf: Eabf, tiny_llama_folder: Path, workdir: Path) -> None:
+    (workdir / "short.txt").write_text("the sun was warm")
+    result = eabf("eval", "-m", tiny_llama_folder, "--text", "short.txt", "--lengths", "64,128", "-o", "measured")
+    assert_told(result, "no document has 64 tokens", "short.txt", "--lengths")
+    assert [path.name for path in workdir.iterdir()] == ["short.txt"]
+
+
+def test_a_length_beyond_memory_is_refused_before_weights_are_read(
+    eabf: Eabf, tmp_path: Path, texts_file: Path, workdir: Path
+) -> None:
+    folder = write_tiny_llama(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    result = eabf("eval", "-m", folder, "--dataset", texts_file, "--lengths", 10**9, "--dry-run")
+    assert_told(result, "measuring at 1,000,000,000 tokens needs about", "fit")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lengths", "2"], "at least 4 tokens"),
+        (["--depths", "0,2"], "between 0 and 1"),
+        (["--trials", "0"], "at least 1"),
+        (["--text", "nothing.txt"], "does not exist"),
+        (["--documents", "0"], "num_documents"),
+    ],
+)
+def test_nonsense_is_told_in_one_line(eabf: Eabf, flags: list[str], said: str) -> None:
+    assert_told(eabf("eval", *flags), said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lengths", "some"], "whole numbers"),
+        (["--depths", "0;1"], "list of numbers"),
+        (["--tasks", "passkey,"], "list of names"),
+        (["--finetune"], "--finetune belongs to --compare"),
+        (["--seeds", "3", "--samples", "10"], "--seeds, --samples belongs to --compare"),
+        (["--original", "eabf-tiny"], "--original belongs to --verdict"),
+        (["--limit", "5"], "--limit belongs to tasks of lm-eval"),
+        (["--verdict", "--compare", "yarn"], "different questions"),
+        (["--compare", "yarn", "--method", "eabf"], "leave --method out"),
+        (["--compare", "yarn", "--tasks", "ruler"], "not ruler"),
+        (["--factor", "2"], "belongs to a method"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_wrong_usage(eabf: Eabf, flags: list[str], said: str) -> None:
+    assert_told(eabf("eval", *flags), said, exit_code=2)
