@@ -91,8 +91,7 @@ class SuiteModel(HFLM):
         if left_truncate_len is None or input_ids.shape[1] <= left_truncate_len:
             return input_ids, mask
         rows = [
-            truncate_tokens(row[kept].tolist(), left_truncate_len, side=self.truncation_side)
-            for row, kept in zip(input_ids, mask.bool(), strict=True)
+            self._cut(row[kept].tolist(), left_truncate_len) for row, kept in zip(input_ids, mask.bool(), strict=True)
         ]
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
         return padded["input_ids"], padded["attention_mask"]
@@ -128,8 +127,9 @@ class SuiteModel(HFLM):
             raise InvalidConfigError(
                 f"an answer of {len(continuation):,} tokens leaves no room for its question in {self.max_length:,}"
             )
-        num_tokens = len(context) + len(continuation)
-        self.input_counts[task].add(num_tokens, room)
-        if num_tokens > room:
-            context = truncate_tokens(context, room - len(continuation), side=self.truncation_side)
-        return strings, context, continuation
+        self.input_counts[task].add(len(context) + len(continuation), room)
+        return strings, self._cut(context, room - len(continuation)), continuation
+
+    def _cut(self, tokens: list[int], room: int) -> list[int]:
+        # Of fewer tokens than there is room for, truncate_tokens would keep some twice.
+        return truncate_tokens(tokens, room, side=self.truncation_side) if len(tokens) > room else tokens

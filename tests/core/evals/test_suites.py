@@ -298,8 +298,7 @@ def test_tasks_that_make_their_data_make_it_for_each_length(folder: Path, model:
         assert (metric["metric"], metric["value"]) == ("score", 0.75)
         assert metric["stderr"] == pytest.approx(0.25)
         assert (entry["suite"], entry["num_inputs"], entry["num_cut"]) == ("family", 4, 0), task
-        # With BOS, cut by the task's own count and not by ours.
-        assert entry["max_input_tokens"] == length - 8
+        assert entry["max_input_tokens"] == length - 9
 
 
 def test_the_models_window_is_the_length_unless_one_is_given(folder: Path, model: Any, tokenizer: Any) -> None:
