@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from eabf_cli.core.checkpoint import load_model
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.errors import InvalidConfigError, TrainingInterrupted
-from eabf_cli.core.evals.compare_folder import SETTINGS_FILE, CompareFolder, finished_comparison
+from eabf_cli.core.evals.compare_folder import CompareFolder, finished_comparison
 from eabf_cli.core.evals.compare_plan import ORIGINAL, ComparePlan, Contender, make_plan
 from eabf_cli.core.evals.compare_settings import CompareConfig
 from eabf_cli.core.evals.comparisons import Bootstrap, difference_entries, interval_entries, summary_sentences
@@ -22,7 +22,6 @@ from eabf_cli.core.evals.report import write_files
 from eabf_cli.core.evals.run import measure
 from eabf_cli.core.evals.scored_model import ScoredModel, pool_results
 from eabf_cli.core.patching import apply_resolution, describe_patch, remove_method
-from eabf_cli.core.run_record import read_run_record
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +42,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     Returns:
         `model`, `revision`, `original_max_position_embeddings`, `max_position_embeddings`, `factor`, `lengths`,
-        `methods`, `reference`, `dataset`, `finetuned`, `seeds`, `notes`, `device`, `dtype`, `output`, ...; unless it is a
-        dry run also `compare`: name -> the contender's `evaluate` result (of several seeds averaged, see
-        `pool_results`) with `title`, `kind`, `factor`, `rope_theta`, `unscaled_layers`, `intervals`
-        (`interval_entries`) and, if trained, `runs`; `differences` (`difference_entries`), `summary` (sentences),
-        `wall_s`, `peak_memory_gib`.
+        `methods`, `reference`, `dataset`, `finetuned`, `seeds`, `training` (what one run does), `notes`, `output` and
+        what else the plan tells. Unless it is a dry run also `compare`: name -> the contender's `evaluate` result (of
+        several seeds averaged, see `pool_results`) with `title`, `kind`, `factor`, `rope_theta`, `unscaled_layers`,
+        `intervals` (`interval_entries`) and, if trained, `runs`; `differences` (`difference_entries`); `summary`
+        (sentences); `wall_s`, `peak_memory_gib`.
 
     Raises:
         EabfError: whatever a user can put right.
@@ -63,13 +62,17 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         stem = Path(plan.source.name).name.removesuffix(".gguf")
         output = Path("eabf-runs") / f"{stem}-compare-x{plan.target_window / plan.window:g}"
     result = plan.describe() | {"output": None if output is None or config.run.dry_run else str(output)}
+    if config.finetune:
+        from eabf_cli.core.evals.compare_training import planned_training
+
+        result["training"] = planned_training(plan)
     if config.run.dry_run:
         return result
     folder = None if output is None else CompareFolder(plan, output)
     try:
         result |= _Comparison(plan, folder).carry_out()
     except KeyboardInterrupt:
-        if folder is None or not (folder.folder / SETTINGS_FILE).is_file():
+        if folder is None or not folder.is_open:
             raise
         raise TrainingInterrupted(f"the same command with --resume -o {folder.folder} goes on") from None
     result |= {"wall_s": time.perf_counter() - started, "peak_memory_gib": peak_memory_gib(plan.measuring.device)}
@@ -119,12 +122,17 @@ class _Comparison:
         return scored
 
     def _trained(self) -> dict[str, list[tuple[ScoredModel, dict[str, Any]]]]:
+        # The training stack takes long to import, and untrained models do without.
+        from eabf_cli.core.evals.compare_training import train_contender
+
+        assert self.folder is not None
+        self.folder.open()
         found: dict[str, list[tuple[ScoredModel, dict[str, Any]]]] = {}
         contenders = [contender for contender in self.plan.contenders if contender.request is not None]
         for seed in self.config.seeds:
             data_hash = None
             for contender in contenders:
-                record = self._finetuned(contender, seed)
+                record = train_contender(self.plan, contender, seed, self.folder.run_folder(contender.name, seed))
                 data_hash = data_hash or record["data_hash"]
                 if record["data_hash"] != data_hash:
                     raise InvalidConfigError(
@@ -134,47 +142,6 @@ class _Comparison:
                 scored = self._measured(f"{contender.name}-seed{seed}", partial(self._load, record["output"]))
                 found.setdefault(contender.name, []).append((scored, {key: record.get(key) for key in _RUN_KEYS}))
         return found
-
-    def _finetuned(self, contender: Contender, seed: int) -> dict[str, Any]:
-        """The record of a contender's run, which is trained if it is not yet, or not to its end."""
-        # The training stack is not needed to compare untrained models.
-        from eabf_cli.core.finetune.run import FinetuneConfig, finetune
-        from eabf_cli.core.finetune.run_folder import SETTINGS_FILE as RUN_SETTINGS
-
-        assert self.folder is not None
-        assert contender.request is not None
-        self.folder.open()
-        run, config = self.config.run, self.config
-        output = self.folder.run_folder(contender.name, seed)
-        record = read_run_record(output) if output.is_dir() else None
-        if record is not None:
-            return record
-        logger.info("Finetuning %s, seed %s", contender.name, seed)
-        return finetune(
-            FinetuneConfig(
-                model=run.model,
-                revision=run.revision,
-                request=contender.request,
-                dataset=config.train_source,
-                dataset_split=config.train_dataset_split,
-                samples=config.samples,
-                too_long=config.too_long,
-                cut_to_window=contender.is_cut,
-                preset=config.preset,
-                learning_rate=config.learning_rate,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                tuning=config.tuning,
-                dtype=run.dtype,
-                device=run.device,
-                trust_remote_code=run.trust_remote_code,
-                seed=seed,
-                evaluation=None,
-                output=output,
-                resume=(output / RUN_SETTINGS).is_file(),
-                show_progress=run.show_progress,
-            )
-        )
 
     # ---- Measuring -----------------------------------------------------------------------------------
 
@@ -195,7 +162,10 @@ class _Comparison:
 
     def _measure(self, name: str, model: PreTrainedModel) -> ScoredModel:
         logger.info("Measuring %s", name)
-        scored = ScoredModel.of(measure(self.plan.measuring, model, key_tokens=self.key_tokens))
+        measured = measure(self.plan.measuring, model, key_tokens=self.key_tokens)
+        # The original chooses them from two contexts inside its window; beyond it, what it gains is noise.
+        inside = [length for length in measured.context if length <= self.plan.window]
+        scored = ScoredModel.of(measured, has_key_tokens=len(inside) > 1)
         if self.folder is not None:
             self.folder.keep(name, scored)
         return scored

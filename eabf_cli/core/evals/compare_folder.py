@@ -52,13 +52,15 @@ class CompareFolder:
     def __init__(self, plan: ComparePlan, folder: Path) -> None:
         """Check the folder.
 
+        `is_open` tells whether the folder is there and this comparison's.
+
         Raises:
             OutputExistsError: it is not empty and neither to be resumed nor overwritten.
             InvalidConfigError: the comparison in it was started with other settings.
         """
         self.folder = folder
         self._settings = _settings(plan)
-        self._is_open = False
+        self.is_open = False
         if plan.config.resume:
             self._check_settings()
             return
@@ -79,17 +81,17 @@ class CompareFolder:
                 f"comparison {self.folder} was started with other settings ({', '.join(changed)}): give the same ones, "
                 "or start anew in another folder"
             )
-        self._is_open = True
+        self.is_open = True
 
     def open(self) -> None:
         """Make the folder, in place of what may be overwritten."""
-        if self._is_open:
+        if self.is_open:
             return
         with disk_errors_explained(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             write_json(self.folder / SETTINGS_FILE, self._settings)
-        self._is_open = True
+        self.is_open = True
 
     def run_folder(self, name: str, seed: int) -> Path:
         """Where a contender is finetuned."""

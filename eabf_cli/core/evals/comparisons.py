@@ -11,6 +11,18 @@ from eabf_cli.core.evals.statistics import CONFIDENCE, NUM_RESAMPLES, Estimate, 
 LOSSES = ("perplexity", "context_gain", "key_tokens")
 """Measurements whose values are losses (nats per token), the less the better; all others are shares of trials."""
 
+TITLES = {
+    "perplexity": "perplexity",
+    "context_gain": "loss by visible context",
+    "key_tokens": "loss on key tokens",
+    "passkey": "passkey",
+    "needles": "unseen needles",
+    "multi_key": "one key of several",
+    "variable_tracking": "variable tracking",
+    "repeated_span": "repeated span",
+}
+"""What measurements are called in texts."""
+
 INSIDE, BEYOND = "inside", "beyond"
 """The lengths up to the original window, and those from there to the target window."""
 
@@ -125,31 +137,32 @@ def difference_entries(
 
 
 def summary_sentences(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the comparisons over spans come to: a sentence for each measurement inside and beyond the window."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """What the comparisons over spans come to: a sentence for the lengths beyond the window, one for those inside."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         if entry["span"] is not None:
-            groups.setdefault((entry["measurement"], entry["span"]), []).append(entry)
-    return [_sentence(measurement, span, found) for (measurement, span), found in groups.items()]
+            groups.setdefault(entry["span"], []).append(entry)
+    return [_sentence(span, groups[span]) for span in (BEYOND, INSIDE) if span in groups]
 
 
-def _sentence(measurement: str, span: str, entries: Sequence[Mapping[str, Any]]) -> str:
-    by_outcome = {
-        outcome: [entry["model"] for entry in entries if entry["outcome"] == outcome]
-        for outcome in ("worse", "better", "open")
-    }
+def _sentence(span: str, entries: Sequence[Mapping[str, Any]]) -> str:
+    found: dict[str, dict[str, list[str]]] = {"worse": {}, "better": {}}
+    for entry in entries:
+        if entry["outcome"] in found:
+            found[entry["outcome"]].setdefault(entry["model"], []).append(TITLES[entry["measurement"]])
+    told = {model for models in found.values() for model in models}
+    open_models = [model for model in dict.fromkeys(entry["model"] for entry in entries) if model not in told]
     # A model that is worse than the reference is one that the reference beats.
     parts = [
-        f"{words} {_listed(by_outcome[outcome])}"
-        for outcome, words in (("worse", "better than"), ("better", "worse than"), ("open", "not told apart from"))
-        if by_outcome[outcome]
+        f"{words} {_listed([f'{model} ({_listed(names)})' for model, names in found[outcome].items()])}"
+        for outcome, words in (("worse", "better than"), ("better", "worse than"))
+        if found[outcome]
     ]
-    where = "Inside" if span == INSIDE else "Beyond"
-    lengths = _listed([f"{length:,}" for length in entries[0]["lengths"]])
-    name = measurement.replace("_", " ")
-    return f"{where} the original window (at {lengths} tokens), by {name}, {entries[0]['reference']} is " + (
-        "; ".join(parts) + "."
-    )
+    if open_models:
+        parts.append(f"not told apart from {_listed(open_models)}")
+    lengths = sorted({length for entry in entries for length in entry["lengths"]})
+    where = f"{span.capitalize()} the original window (at {_listed([f'{length:,}' for length in lengths])} tokens)"
+    return f"{where}, {entries[0]['reference']} is {'; '.join(parts)}."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from eabf_cli.core.evals.numbers import decimal
 from eabf_cli.core.evals.statistics import Estimate, bootstrap_mean
 from eabf_cli.core.evals.verdict_rows import Stretch
 from eabf_cli.core.evals.verdict_settings import VerdictConfig
@@ -129,7 +130,7 @@ def _amount(found: Estimate, config: VerdictConfig) -> str:
     if found.low is None or found.high is None:
         return text
     low, high = sorted((sign * found.low, sign * found.high))
-    return f"{text} ({config.confidence:.0%} interval {low:.3f} to {high:.3f})".replace("-", "−")
+    return f"{text} ({_percent(config.confidence)} interval {decimal(low, 3)} to {decimal(high, 3)})"
 
 
 def _percent(share: float) -> str:

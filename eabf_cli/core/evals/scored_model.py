@@ -26,8 +26,12 @@ class ScoredModel:
     key_tokens: tuple[tuple[bool, ...], ...] = ()
 
     @classmethod
-    def of(cls, measured: Measured) -> ScoredModel:
-        """The scores of a measurement, by the names of its result's keys."""
+    def of(cls, measured: Measured, *, has_key_tokens: bool = True) -> ScoredModel:
+        """The scores of a measurement, by the names of its result's keys.
+
+        Args:
+            has_key_tokens: key tokens were chosen in a way that is fair to all models.
+        """
         values: dict[str, dict[int, Sequence[float]]] = {
             "perplexity": dict(measured.documents),
             "context_gain": dict(measured.context),
@@ -36,7 +40,7 @@ class ScoredModel:
         clusters: dict[str, dict[int, Sequence[int]]] = {
             task: dict(by_length) for task, by_length in measured.prompts.items()
         }
-        if any(any(chosen) for chosen in measured.key_tokens):
+        if has_key_tokens and any(any(chosen) for chosen in measured.key_tokens):
             found = measured.key_losses
             values["key_tokens"] = {context: [nll for losses in found[context] for nll in losses] for context in found}
             clusters["key_tokens"] = {

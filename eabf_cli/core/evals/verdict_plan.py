@@ -117,8 +117,9 @@ def make_plan(config: VerdictConfig) -> VerdictPlan:
             "compared: --original takes the model that the extended one was made from"
         )
     length, notes = _choose_length(config, documents, len(bos), window, max_length)
+    longest = sorted(range(len(documents)), key=lambda number: -len(documents[number]))
     stretches = cut_stretches(
-        documents,
+        [documents[number] for number in sorted(longest[: run.evaluation.num_documents])],
         num_bos=len(bos),
         window=window,
         length=length,
@@ -130,7 +131,8 @@ def make_plan(config: VerdictConfig) -> VerdictPlan:
     if num_left_out:
         notes.append(
             f"{num_left_out:,} of {len(documents):,} documents are left out: they end inside the original window, or "
-            f"come after the {config.max_pieces:,} pieces that are measured at most"
+            f"others are longer (measured are {run.evaluation.num_documents:,} documents and {config.max_pieces:,} "
+            "pieces at most)"
         )
     request = MethodRequest(method="yarn", max_length=max_length, rebase=True)
     return VerdictPlan(

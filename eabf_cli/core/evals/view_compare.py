@@ -6,23 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eabf_cli.core.evals.comparisons import INSIDE, LOSSES
+from eabf_cli.core.evals.comparisons import INSIDE, LOSSES, TITLES
 from eabf_cli.core.evals.numbers import MISSING, between, decimal, p_value, perplexity, share
 from eabf_cli.core.evals.view_eval import depth_maps, position_chart
 from eabf_cli.core.evals.views import IntervalChart, LineChart, Report, Series, Table
 
 Result = Mapping[str, Any]
 
-_TITLES = {
-    "perplexity": "Perplexity",
-    "context_gain": "Loss by visible context",
-    "key_tokens": "Loss on key tokens",
-    "passkey": "Passkey",
-    "needles": "Unseen needles",
-    "multi_key": "One key of several",
-    "variable_tracking": "Variable tracking",
-    "repeated_span": "Repeated span",
-}
 _MAP_TASK = "passkey"
 
 
@@ -114,7 +104,7 @@ def _measurement_table(result: Result, measurement: str) -> Table:
 
 
 def _measurement_note(measurement: str, confidence: float) -> str:
-    interval = f"With {confidence:.0%} intervals from the bootstrap"
+    interval = f"With {share(confidence)} intervals from the bootstrap"
     if measurement == "perplexity":
         return f"Of the last tokens of texts of each length. {interval}."
     if measurement == "context_gain":
@@ -150,7 +140,7 @@ def _difference_tables(result: Result) -> list[Table]:
         rows = [
             [
                 entry["model"],
-                _titled(entry["measurement"]).lower(),
+                TITLES[entry["measurement"]],
                 _difference_text(entry),
                 p_value(entry["adjusted_p_value"]),
                 {"better": "better", "worse": "worse", "open": "not told apart"}[entry["outcome"]],
@@ -235,4 +225,4 @@ def _values(entries: Sequence[Result], key: str, is_perplexity: bool) -> list[An
 
 
 def _titled(measurement: str) -> str:
-    return _TITLES.get(measurement, measurement.replace("_", " ").capitalize())
+    return TITLES[measurement].capitalize()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eabf_cli.core.evals.numbers import between, decimal, perplexity
+from eabf_cli.core.evals.numbers import between, decimal, perplexity, share
 from eabf_cli.core.evals.views import IntervalChart, Report, Table
 
 Result = Mapping[str, Any]
@@ -61,7 +61,7 @@ def _table(verdict: Result) -> Table:
         title="How well the same tokens are predicted",
         columns=["what is read", "perplexity", "loss", "behind the extended model"],
         rows=rows,
-        note=f"Losses in nats per token. Intervals: {verdict['required_confidence']:.0%}, from the bootstrap over "
+        note=f"Losses in nats per token. Intervals: {share(verdict['required_confidence'])}, from the bootstrap over "
         f"{verdict['resampled']}, paired.",
     )
 
