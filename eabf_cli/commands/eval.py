@@ -12,10 +12,15 @@ from eabf_cli import options, output
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.evals.compare_settings import CompareConfig
 from eabf_cli.core.evals.settings import TASKS, EvalConfig, EvalRunConfig
+from eabf_cli.core.evals.suites import TRUNCATION_SIDES
 
 _TRIALS = 25
 """Of each retrieval task and length: the least that can prove 90 %."""
-
+# Options that `EvalRunConfig` has under the same name.
+_RUN_FIELDS = (
+    *("revision", "dtype", "device", "seed", "trust_remote_code"),
+    *("text", "dataset", "dataset_split", "output", "overwrite", "dry_run"),
+)
 
 text_options = options.bundle(
     click.option(
@@ -113,6 +118,11 @@ suite_options = options.bundle(
     click.option("--batch-size", type=int, default=1, show_default=True, help="Inputs of lm-eval in a forward pass."),
     click.option("--chat", is_flag=True, help="Ask lm-eval's questions in the form of a chat."),
     click.option(
+        "--truncation-side",
+        type=click.Choice(TRUNCATION_SIDES),
+        help="Where lm-eval's inputs are cut.  [default: the middle for LongBench, the left for all others]",
+    ),
+    click.option(
         "--task-folder", type=click.Path(path_type=Path), metavar="DIR", help="Task files of lm-eval of one's own."
     ),
 )
@@ -172,14 +182,12 @@ def _run_config(model: str, values: dict[str, Any]) -> EvalRunConfig:
         target_tokens=values["target_tokens"],
         seed=values["seed"],
     )
-    names = ("revision", "dtype", "device", "seed", "trust_remote_code", "text", "dataset", "dataset_split")
-    names = (*names, "output", "overwrite", "dry_run")
     return EvalRunConfig(
         model=model,
         request=request,
         evaluation=evaluation,
         show_progress=output.is_interactive(),
-        **{name: values[name] for name in names},
+        **{name: values[name] for name in _RUN_FIELDS},
     )
 
 
@@ -197,7 +205,9 @@ def _measure(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> No
             limit=values["limit"],
             batch_size=values["batch_size"],
             apply_chat_template=values["chat"],
+            truncation_side=values["truncation_side"],
             include_path=values["task_folder"],
+            show_progress=output.is_interactive(),
         )
     result = run_evaluation(run, suites=suites, has_own_tasks=len(others) < len(tasks))
     output.result(result, _text(result, is_dry_run=run.dry_run), as_json=as_json)
@@ -254,7 +264,10 @@ def _check_combination(ctx: click.Context, values: dict[str, Any]) -> None:
             comparing,
             ("finetune", "reference", "num_seeds", "samples", "train_dataset", "train_dataset_split", "resume"),
         ),
-        "tasks of lm-eval in --tasks": (bool(others), ("limit", "batch_size", "chat", "task_folder")),
+        "tasks of lm-eval in --tasks": (
+            bool(others),
+            ("limit", "batch_size", "chat", "truncation_side", "task_folder"),
+        ),
     }
     flags = {option.name: max(option.opts, key=len) for option in ctx.command.params}
     for owner, (is_there, names) in belongs.items():

@@ -5,18 +5,14 @@ The module imports no torch until `evaluate` is called, so that options can read
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eabf_cli.core.data.records import open_records
-from eabf_cli.core.data.tokenization import encode_text
-from eabf_cli.core.demo import DEMO_DATASET
-from eabf_cli.core.errors import DataError, InvalidConfigError
-from eabf_cli.core.evals.buckets import position_result, position_rows
-from eabf_cli.core.evals.grid import multi_key_result, multi_key_rows, needle_grid
+from eabf_cli.core.evals.buckets import position_result
+from eabf_cli.core.evals.evaluation_rows import RETRIEVAL_TASKS, EvaluationRows
+from eabf_cli.core.evals.grid import multi_key_result, needle_grid
 from eabf_cli.core.evals.key_tokens import (
     KeyTokens,
     choosing_contexts,
@@ -26,25 +22,19 @@ from eabf_cli.core.evals.key_tokens import (
 )
 from eabf_cli.core.evals.language_modeling import (
     context_result,
-    context_rows,
     perplexity_result,
-    perplexity_rows,
 )
 from eabf_cli.core.evals.retrieval import (
     SPANS_PER_PROMPT,
     effective_length,
-    needle_row,
     needles_result,
     num_questions,
     passkey_result,
-    passkey_rows,
     retrieval_result,
     span_result,
-    span_row,
 )
-from eabf_cli.core.evals.rows import Row
 from eabf_cli.core.evals.settings import TASKS, EvalConfig
-from eabf_cli.core.evals.tracking import tracking_result, tracking_row, tracking_shares
+from eabf_cli.core.evals.tracking import tracking_result, tracking_shares
 from eabf_cli.core.frequencies import doublings
 
 if TYPE_CHECKING:
@@ -132,8 +122,8 @@ def evaluate_scores(
     method, window, target_window = _windows(model)
     lengths = sorted(set(config.lengths or default_lengths(window, target_window)))
 
-    plan = _Plan(config, tokenizer, lengths)
-    reading = plan_for(model, plan.make_rows(), batch_tokens=config.batch_tokens)
+    rows = EvaluationRows(config, tokenizer, lengths)
+    reading = plan_for(model, rows.make(), batch_tokens=config.batch_tokens)
     scores = score_plan(model, reading, progress=progress)
 
     chosen, how, losses = _key_tokens(scores, window, key_tokens)
@@ -163,12 +153,12 @@ def evaluate_scores(
         **{task: results[task] for task in TASKS if task in config.tasks},
         **({"key_tokens": how} if how else {}),
         "retrieval": retrieval,
-        "num_documents": len(plan.documents),
-        "notes": plan.notes,
+        "num_documents": len(rows.documents),
+        "notes": rows.notes,
         "num_tokens": reading.num_tokens,
         "wall_s": time.perf_counter() - started,
     }
-    trials = {task: _trials(scores, task) for task in _TRIALS}
+    trials = {task: _trials(scores, task) for task in RETRIEVAL_TASKS}
     return Measured(
         result=result | {"grid": needle_grid(result)},
         documents=_losses(scores, "perplexity"),
@@ -181,10 +171,6 @@ def evaluate_scores(
         key_tokens=chosen,
         key_losses=losses,
     )
-
-
-# The retrieval tasks, by the first part of their scores' keys; the second is the length.
-_TRIALS = ("passkey", "needles", "multi_key", "variable_tracking", "repeated_span")
 
 
 def _windows(model: PreTrainedModel) -> tuple[str | None, int, int]:
@@ -207,6 +193,7 @@ def _key_tokens(
     """Which target tokens are key tokens, how they were chosen, and their losses by context."""
     contexts = sorted(key[1] for key in scores if key[0] == "context")
     choosing = choosing_contexts(contexts, window)
+    how: dict[str, Any]
     if given is not None:
         chosen, how = tuple(map(tuple, given)), {"chosen_by": "a reference model"}
     elif choosing is not None:
@@ -247,82 +234,3 @@ def default_lengths(original_max_position_embeddings: int, max_position_embeddin
     """Half the original window, the window and its doublings, the target window and twice it."""
     window, target = original_max_position_embeddings, max_position_embeddings
     return sorted({window // 2, *doublings(window, 2 * target), target, 2 * target})
-
-
-PromptMaker = Callable[[Any, int, Sequence[int], random.Random], list[Row]]
-"""(tokenizer, length, filler, random numbers) -> the rows of one prompt."""
-
-# How the prompts of a task are made, and how many per length.
-_PROMPTS: dict[str, Callable[[EvalConfig], tuple[PromptMaker, int]]] = {
-    "needles": lambda config: (_one(needle_row), config.num_needle_prompts),
-    "multi_key": lambda config: (
-        lambda tokenizer, length, filler, rng: multi_key_rows(tokenizer, length, filler, config.depths, rng),
-        config.num_multi_key_texts,
-    ),
-    "variable_tracking": lambda config: (_one(tracking_row), config.num_tracking_prompts),
-    "repeated_span": lambda config: (_one(span_row), config.num_span_prompts),
-}
-
-
-def _one(make_row: Callable[..., Row]) -> PromptMaker:
-    return lambda *arguments: [make_row(*arguments)]
-
-
-class _Plan:
-    """The rows of a config's tasks, the same for every model with the same tokenizer."""
-
-    def __init__(self, config: EvalConfig, tokenizer: Any, lengths: Sequence[int]) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.lengths = lengths
-        self.bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self.notes: list[str] = []
-        self.documents = self._encode_documents() if set(config.tasks) != {"passkey"} else []
-
-    def make_rows(self) -> list[Row]:
-        """Every row to score; what has no document, or does not fit a length, becomes a note."""
-        tasks, target_tokens = self.config.tasks, self.config.target_tokens
-        documents = self.documents
-        rows: list[Row] = []
-        if "context_gain" in tasks:
-            rows += context_rows(documents, self.bos, self.lengths, target_tokens)
-        if "perplexity_by_position" in tasks:
-            rows += position_rows(documents, self.bos, self.lengths)
-        for length in self.lengths:
-            if "perplexity" in tasks:
-                rows += perplexity_rows(documents, self.bos, length, target_tokens)
-                if max(map(len, documents)) + len(self.bos) < length:
-                    self.notes.append(f"perplexity at {length:,}: no document is that long")
-            for task in _TRIALS:
-                if task in tasks:
-                    try:
-                        rows += self._retrieval_rows(task, length)
-                    except InvalidConfigError as error:
-                        self.notes.append(f"{task} at {length:,}: {error}")
-        return rows
-
-    def _retrieval_rows(self, task: str, length: int) -> list[Row]:
-        config = self.config
-        if task == "passkey":
-            return passkey_rows(self.tokenizer, length, config.depths, config.num_passkey_trials, config.seed)
-        make_rows, count = _PROMPTS[task](config)
-        rows: list[Row] = []
-        for index in range(count):
-            filler = self.documents[index % len(self.documents)]
-            rng = random.Random(f"{task}/{length}/{config.seed}/{index}")
-            rows += make_rows(self.tokenizer, length, filler, rng)
-        return rows
-
-    def _encode_documents(self) -> list[list[int]]:
-        """Tokens of the chosen documents without BOS: those that fill the longest window come first."""
-        texts = self.config.documents
-        if texts is None:
-            texts = tuple(read().text or "" for read in open_records(DEMO_DATASET, split="heldout"))
-        longest = max(self.lengths)
-        encoded = [
-            encode_text(self.tokenizer, text, max_tokens=longest).input_ids[len(self.bos) : longest] for text in texts
-        ]
-        encoded = sorted((ids for ids in encoded if ids), key=len, reverse=True)
-        if not encoded:
-            raise DataError("there is no document to measure on: all are empty")
-        return encoded[: self.config.num_documents]

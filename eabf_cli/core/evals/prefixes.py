@@ -76,7 +76,8 @@ def plan_reading(rows: Iterable[Row], *, shares_prefixes: bool, batch_tokens: in
     # In descending order of the tokens, a row comes just behind those that begin with it.
     readings = _linked(_without_repeats(sorted(readings, key=lambda reading: reading.input_ids, reverse=True)))
     shared_with_next = [reading.num_shared for reading in readings[1:]] + [0]
-    alone, together = [], []
+    alone: list[Reading] = []
+    together: list[Reading] = []
     for reading, num_next in zip(readings, shared_with_next, strict=True):
         is_alone = max(reading.num_shared, num_next) < LEAST_SHARED and len(reading.input_ids) <= batch_tokens
         (alone if is_alone else together).append(replace(reading, num_shared=0))

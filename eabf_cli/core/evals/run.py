@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class EvaluationPlan:
 
     Attributes:
         evaluation: with lengths and documents filled in.
+        texts: what the documents were chosen from; none where no task of ours is measured.
         memory: of the longest length.
         seconds: roughly how long it takes; None where that is not known (not a CPU).
     """
@@ -72,8 +74,8 @@ class EvaluationPlan:
     def describe(self) -> dict[str, Any]:
         """The part of a result that is known already."""
         return self.subject.describe() | {
-            "dataset": self.texts.source,
-            "data_hash": self.texts.content_hash,
+            "dataset": self.texts.source or None,
+            "data_hash": self.texts.content_hash if self.texts.texts else None,
             "lengths": list(self.evaluation.lengths or ()),
             "tasks": list(self.evaluation.tasks),
             "depths": list(self.evaluation.depths),
@@ -107,7 +109,7 @@ def run_evaluation(
     started = time.perf_counter()
     # It refuses unknown tasks before a model is looked for.
     asked = None if suites is None else Suites(suites)
-    plan = plan_evaluation(config)
+    plan = plan_evaluation(config, has_own_tasks=has_own_tasks)
     known = plan.describe() | {"output": None if config.output is None or config.dry_run else str(config.output)}
     known["memory"] = plan.memory.to_dict()
     if config.dry_run:
@@ -153,69 +155,87 @@ def measure(plan: EvaluationPlan, model: Any, **options: Any) -> Measured:
         return evaluate_scores(model, plan.tokenizer, plan.evaluation, progress=show, **options)
 
 
-def plan_evaluation(config: EvalRunConfig) -> EvaluationPlan:
+def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> EvaluationPlan:
     """Find the model, choose lengths and documents, and estimate the memory.
 
     Raises:
         EabfError: whatever a user can put right.
     """
-    if config.output is not None and not config.dry_run:
+    writes = config.output is not None and not config.dry_run
+    if config.output is not None and writes:
         check_target(config.output, overwrite=config.overwrite)
-    texts = read_texts(config)
+    texts = read_texts(config) if has_own_tasks else TextSet(source="", texts=(), names=())
     subject = find_subject(
         config.model, revision=config.revision, request=config.request, with_weights=not config.dry_run
     )
-    if config.output is not None and not config.dry_run:
+    if config.output is not None and writes:
         source = subject.source.base or subject.source
         check_target(config.output, overwrite=config.overwrite, sources=(source.folder, *texts.files))
     tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     device = choose_device(config.device)
     dtype = measuring_dtype(subject, config.dtype, device)
-    available = available_memory(device)
-    resolution = subject.resolution
-    shape = architectures.meta_model(subject.loaded.config if resolution is None else resolution.base_config)
-    running = subject.loaded.config if resolution is None else scaled_config(resolution.base_config, resolution.scaling)
-    follows_length = architectures.follows_length(running)
-
-    def estimate(length: int) -> EvalMemory:
-        return estimate_memory(
-            shape,
-            length=length,
-            follows_length=follows_length,
-            batch_tokens=config.evaluation.batch_tokens,
-            dtype=getattr(torch, dtype),
-            device_type=device.type,
-        )
-
-    def takes_s(lengths: Any) -> float:
-        if device.type != "cpu":
-            return 0.0
-        return estimate_seconds(shape, lengths, config.evaluation, num_threads=torch.get_num_threads())
-
+    needs = _Needs(config, subject, dtype=getattr(torch, dtype), device=device)
     notes = list(texts.notes)
-    lengths = config.evaluation.lengths
-    if lengths is None:
+    lengths = config.evaluation.lengths or (() if has_own_tasks else (subject.target_window,))
+    if lengths:
+        refuse_too_long(lengths, needs.memory, needs.available_bytes, device=str(device))
+    else:
         lengths, note = choose_lengths(
-            subject.window, fits=lambda length: fits_memory(estimate(length), available), takes_s=takes_s
+            subject.window,
+            fits=lambda length: fits_memory(needs.memory(length), needs.available_bytes),
+            takes_s=needs.seconds,
         )
         notes.append(note)
-    else:
-        refuse_too_long(lengths, estimate, available, device=str(device))
     evaluation = config.evaluation.replace(lengths=lengths)
-    documents, more_notes = _choose_documents(evaluation, tokenizer, texts)
+    if has_own_tasks:
+        is_bundled = not config.text and not config.dataset and config.evaluation.documents is None
+        evaluation, more_notes = _with_documents(evaluation, tokenizer, texts, is_bundled=is_bundled)
+        notes += more_notes
     return EvaluationPlan(
         config=config,
         subject=subject,
         tokenizer=tokenizer,
-        evaluation=evaluation.replace(documents=documents),
+        evaluation=evaluation,
         texts=texts,
         dtype=dtype,
         device=device,
-        memory=estimate(max(lengths)),
-        available_bytes=available,
-        seconds=takes_s(lengths) or None,
-        notes=(*notes, *more_notes),
+        memory=needs.memory(max(lengths)),
+        available_bytes=needs.available_bytes,
+        seconds=needs.seconds(lengths) or None,
+        notes=tuple(notes),
     )
+
+
+class _Needs:
+    """What a length takes of a device, for one model."""
+
+    def __init__(self, config: EvalRunConfig, subject: Subject, *, dtype: torch.dtype, device: torch.device) -> None:
+        resolution = subject.resolution
+        base = subject.loaded.config if resolution is None else resolution.base_config
+        running = base if resolution is None else scaled_config(base, resolution.scaling)
+        self.evaluation = config.evaluation
+        self.shape = architectures.meta_model(base)
+        self.follows_length = architectures.follows_length(running)
+        self.dtype = dtype
+        self.device = device
+        self.available_bytes = available_memory(device)
+
+    def memory(self, length: int) -> EvalMemory:
+        """The peak memory at a length."""
+        return estimate_memory(
+            self.shape,
+            length=length,
+            follows_length=self.follows_length,
+            batch_tokens=self.evaluation.batch_tokens,
+            dtype=self.dtype,
+            device_type=self.device.type,
+        )
+
+    def seconds(self, lengths: Sequence[int]) -> float:
+        """Roughly how long some lengths take; 0 on what is not a CPU."""
+        if self.device.type != "cpu":
+            return 0.0
+        return estimate_seconds(self.shape, lengths, self.evaluation, num_threads=torch.get_num_threads())
 
 
 def measuring_dtype(subject: Subject, dtype: str, device: torch.device) -> str:
@@ -226,37 +246,54 @@ def measuring_dtype(subject: Subject, dtype: str, device: torch.device) -> str:
     return "float32" if device.type == "cpu" and not has_fast_bfloat16(device) else stored
 
 
-def _choose_documents(evaluation: EvalConfig, tokenizer: Any, texts: TextSet) -> tuple[tuple[str, ...], list[str]]:
-    """The longest documents, as many as are wanted, and what to say about those that are short.
+def _with_documents(
+    evaluation: EvalConfig, tokenizer: Any, texts: TextSet, *, is_bundled: bool
+) -> tuple[EvalConfig, list[str]]:
+    """The evaluation with the longest documents, as many as are wanted, and what to say about those that are short.
+
+    Without documents of the shortest length the tasks that need them are left out if nobody named any.
 
     Raises:
-        DataError: no document has the tokens of the shortest length.
+        DataError: no document that was named has the tokens of the shortest length.
     """
     assert evaluation.lengths is not None
     shortest, longest = min(evaluation.lengths), max(evaluation.lengths)
     counts = [min(longest, len(encode_text(tokenizer, text, max_tokens=longest).input_ids)) for text in texts.texts]
     order = sorted(range(len(counts)), key=lambda index: -counts[index])
-    if not set(evaluation.tasks) & set(_ON_TEXT):
-        return tuple(texts.texts[index] for index in order[: evaluation.num_documents]), []
+    others = tuple(task for task in evaluation.tasks if task not in _ON_TEXT)
     fitting = [index for index in order if counts[index] >= shortest]
-    if not fitting:
-        best = order[0]
-        raise DataError(
-            f"no document has {shortest:,} tokens, the shortest length: the longest, {texts.names[best]}, has "
-            f"{counts[best]:,}\nGive longer documents with --text or --dataset, or shorter --lengths"
-        )
     notes = []
-    num_short = len(counts) - len(fitting)
-    if num_short:
-        notes.append(f"left out for having fewer than {shortest:,} tokens: {_count_documents(num_short)}")
-    chosen = fitting[: evaluation.num_documents]
-    num_cut_off = sum(counts[index] < longest for index in chosen)
-    if num_cut_off:
+    if len(others) == len(evaluation.tasks):
+        fitting = order
+    elif not fitting and is_bundled and others:
+        left_out = ", ".join(task for task in evaluation.tasks if task in _ON_TEXT)
         notes.append(
-            f"{num_cut_off:,} of {_count_documents(len(chosen))} have fewer than {longest:,} tokens: "
+            f"{left_out} left out: the bundled documents have {counts[order[0]]:,} tokens at most, and the shortest "
+            f"length is {shortest:,}; give longer ones with --text or --dataset"
+        )
+        evaluation, fitting = evaluation.replace(tasks=others), order
+    elif not fitting:
+        longest_name = texts.names[order[0]]
+        raise DataError(
+            f"no document has {shortest:,} tokens, the shortest length: the longest, {longest_name}, has "
+            f"{counts[order[0]]:,}\nGive longer documents with --text or --dataset, or shorter --lengths"
+        )
+    else:
+        notes += _on_short_documents(counts, fitting[: evaluation.num_documents], shortest, longest)
+    documents = tuple(texts.texts[index] for index in fitting[: evaluation.num_documents])
+    return evaluation.replace(documents=documents), notes
+
+
+def _on_short_documents(counts: Sequence[int], chosen: Sequence[int], shortest: int, longest: int) -> Iterator[str]:
+    num_left_out = sum(count < shortest for count in counts)
+    if num_left_out:
+        yield f"left out for having fewer than {shortest:,} tokens: {_count_documents(num_left_out)}"
+    num_short = sum(counts[index] < longest for index in chosen)
+    if num_short:
+        yield (
+            f"{num_short:,} of {_count_documents(len(chosen))} have fewer than {longest:,} tokens: "
             "they are measured at the lengths that they have"
         )
-    return tuple(texts.texts[index] for index in chosen), notes
 
 
 def _count_documents(count: int) -> str:
@@ -286,15 +323,7 @@ def _write(config: EvalRunConfig, output: Path, result: dict[str, Any]) -> None:
         write_json(folder / RESULT_FILE, result)
         write_text(folder / TABLE_FILE, format_evaluation(result) + "\n")
         write_report(result, folder)
-        arguments = _jsonable(asdict(config) | {"output": str(output)})
-        # The texts themselves would make the record as long as they are.
-        arguments["evaluation"].pop("documents")
+        arguments = json.loads(json.dumps(asdict(config) | {"output": str(output)}, default=str))
+        # The texts themselves would be the larger part of the record.
+        arguments["evaluation"]["documents"] = None
         write_run_record(folder, run_record("eval", arguments, result))
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _jsonable(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value

@@ -13,13 +13,14 @@ from eabf_cli.core import architectures
 from eabf_cli.core.caches import forget_after, make_cache
 from eabf_cli.core.evals.prefixes import Reading, ReadingPlan, plan_reading
 from eabf_cli.core.evals.rows import Row, Score
+from eabf_cli.core.reading_kernel import reading_kernel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # 2**24 float32 logits are 64 MiB; their softmax takes as much again.
 MAX_LOGITS = 2**24
-_MAX_CHUNK_TOKENS = 1024
+_MAX_CHUNK_TOKENS = 2048
 # What the mask, and the probabilities of the eager kernel, may take of one layer.
 _MAX_SQUARE_BYTES = 2**28
 # A boolean mask with its float32 copy.
@@ -79,7 +80,8 @@ def score_plan(model: PreTrainedModel, plan: ReadingPlan, *, progress: Progress 
         for batch in plan.batches:
             reader.read_batch(batch)
         if plan.chain:
-            reader.read_chain(plan.chain)
+            with reading_kernel(model):
+                reader.read_chain(plan.chain)
     finally:
         model.train(was_training)
     return reader.scores()

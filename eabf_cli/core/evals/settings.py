@@ -92,7 +92,7 @@ class EvalConfig:
     @classmethod
     def quick(cls, **changes: Any) -> EvalConfig:
         """Sizes for a first answer, as `eabf finetune` wants it before and after training."""
-        sizes = {
+        sizes: dict[str, Any] = {
             "tasks": QUICK_TASKS,
             "num_passkey_trials": 15,
             "num_needle_prompts": 4,
@@ -111,7 +111,7 @@ class EvalConfig:
         if num_trials < 1:
             raise InvalidConfigError(f"trials must be at least 1, got {num_trials}")
         num_depths = len(changes.get("depths", cls.depths))
-        sizes = {
+        sizes: dict[str, Any] = {
             "num_passkey_trials": num_trials,
             "num_needle_prompts": math.ceil(num_trials / _QUESTIONS_PER_NEEDLE_PROMPT),
             "num_multi_key_texts": math.ceil(num_trials / max(1, num_depths)),
