@@ -32,6 +32,12 @@ _EXPORTS = {
     "evaluate": "evaluation",
     "EvalRunConfig": "evals.settings",
     "run_evaluation": "evals.run",
+    "CompareConfig": "evals.compare_settings",
+    "compare": "evals.compare",
+    "VerdictConfig": "evals.verdict_settings",
+    "verdict": "evals.verdict",
+    "SuiteConfig": "evals.suites",
+    "run_suites": "evals.suites",
     "PatchConfig": "patch_checkpoint",
     "patch_checkpoint": "patch_checkpoint",
 }

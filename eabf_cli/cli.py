@@ -45,6 +45,7 @@ def main() -> None:
       eabf patch --factor 4 --dry-run
       eabf finetune --samples 100 --factor 4
       eabf finetune -m HuggingFaceTB/SmolLM2-135M-Instruct --dataset long.jsonl -o extended
+      eabf eval -m extended --text mydocs/
     """
 
 

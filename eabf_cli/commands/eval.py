@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,11 @@ def _check_combination(ctx: click.Context, values: dict[str, Any]) -> None:
     """Refuse flags that would have no effect."""
     comparing, judging = values["compare"] is not None, values["asks_verdict"]
     others = [task for task in values["tasks"] or () if task not in TASKS]
+    for task in others:
+        # What is nearly one of ours is not looked for in lm-eval, which may not be installed.
+        nearest = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.8)
+        if nearest:
+            raise click.UsageError(f"unknown task {task!r}: did you mean {nearest[0]}?")
     if comparing and judging:
         raise click.UsageError("--compare and --verdict answer different questions: give one of them")
     if comparing and values["method"] is not None:

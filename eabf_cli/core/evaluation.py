@@ -87,10 +87,12 @@ def evaluate(
 
     Returns:
         a dictionary ready for JSON (DESIGN.md section 5): `method` (None: not patched),
-        `original_max_position_embeddings`, `max_position_embeddings`, `lengths`, `effective_length`;
-        `perplexity`, `context_gain`, `passkey`, `needles`, `repeated_span` as far as they are tasks;
-        `retrieval` (passkey and needles together, with lower bounds); `notes` on what could not be measured;
-        `num_tokens`, `wall_s`.
+        `original_max_position_embeddings`, `max_position_embeddings`, `lengths`, `effective_length` and
+        `effective_lengths` (by task); each of `TASKS` as far as it is measured, a list of entries by length (and depth,
+        template or positions), with standard errors or the ends of 95 % intervals; `key_tokens` (how they were chosen);
+        `retrieval` (passkey and needles together, with one-sided lower bounds); `grid` (the entries that have a depth,
+        with their task); `num_documents`; `notes` on what could not be measured; `num_tokens` that the model was run
+        on, `wall_s`.
 
     Raises:
         DataError: no document to measure on.

@@ -164,6 +164,15 @@ def test_bundled_documents_that_are_too_short_leave_the_needles(eabf: Eabf) -> N
     assert any("perplexity left out" in note and "--text" in note for note in found["notes"])
 
 
+def test_settings_may_stand_in_a_file(eabf: Eabf, tiny_llama_folder: Path, workdir: Path) -> None:
+    (workdir / "eval.toml").write_text(
+        'tasks = ["passkey", "multi_key"]\nlengths = [256, 512]\ndepths = [0.5]\ntrials = 2\n'
+    )
+    found = printed(eabf("eval", "-m", tiny_llama_folder, "--config", "eval.toml", "--lengths", 512, "--json"))
+    assert (found["tasks"], found["depths"], found["lengths"]) == (["passkey", "multi_key"], [0.5], [512])
+    assert [(cell["task"], cell["num_trials"]) for cell in found["grid"]] == [("passkey", 2), ("multi_key", 2)]
+
+
 # ---- What is refused -----------------------------------------------------------------------------
 
 
@@ -203,6 +212,7 @@ def test_nonsense_is_told_in_one_line(eabf: Eabf, flags: list[str], said: str) -
         (["--lengths", "some"], "whole numbers"),
         (["--depths", "0;1"], "list of numbers"),
         (["--tasks", "passkey,"], "list of names"),
+        (["--tasks", "paskey"], "unknown task 'paskey': did you mean passkey?"),
         (["--finetune"], "--finetune belongs to --compare"),
         (["--seeds", "3", "--samples", "10"], "--seeds, --samples belongs to --compare"),
         (["--original", "eabf-tiny"], "--original belongs to --verdict"),
