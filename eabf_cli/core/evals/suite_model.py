@@ -49,7 +49,14 @@ class SuiteModel(HFLM):
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int, batch_size: int, truncation_side: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int,
+        batch_size: int,
+        truncation_side: str,
+        show_progress: bool,
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -60,6 +67,7 @@ class SuiteModel(HFLM):
             batch_size=batch_size,
         )
         self.truncation_side = truncation_side
+        self.show_progress = show_progress
         self.input_counts: dict[str, InputCount] = defaultdict(InputCount)
         self._scored_tasks: list[str] = []
 
@@ -77,7 +85,7 @@ class SuiteModel(HFLM):
                     f"answers may have {num_new:,} tokens, which leaves no room for an input in {self.max_length:,}"
                 )
             self.input_counts[request.task_name].add(len(self.tok_encode(context)), self.max_length - num_new)
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return super().generate_until(requests, disable_tqdm=not self.show_progress)
 
     def tok_batch_encode(
         self,
@@ -99,13 +107,13 @@ class SuiteModel(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether greedy decoding gives it."""
         self._scored_tasks = [request.task_name for request in requests]
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return super().loglikelihood(requests, disable_tqdm=not self.show_progress)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood in nats of each whole text; one that is too long is scored in pieces."""
         for request in requests:
             self.input_counts[request.task_name].add(len(self.tok_encode(request.args[0])), self.max_length)
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return super().loglikelihood_rolling(requests, disable_tqdm=not self.show_progress)
 
     def _loglikelihood_tokens(
         self,
@@ -116,7 +124,7 @@ class SuiteModel(HFLM):
         # Pieces of a longer text come without their strings.
         if requests and requests[0][0] is not None:
             requests = [self._fit(task, *request) for task, request in zip(self._scored_tasks, requests, strict=True)]
-        return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        return super()._loglikelihood_tokens(requests, disable_tqdm=not self.show_progress, override_bs=override_bs)
 
     def _fit(
         self, task: str, strings: tuple[str, str] | None, context: list[int], continuation: list[int]

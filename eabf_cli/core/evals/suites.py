@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
+import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,6 +81,7 @@ class SuiteConfig:
         truncation_side: where too long inputs are cut; None: the middle for LongBench, which is how its authors cut,
             the left for all others, as lm-eval does.
         include_path: a folder with task files of one's own.
+        show_progress: lm-eval's bars on stderr.
 
     Raises:
         InvalidConfigError: a value that makes no sense.
@@ -93,6 +94,7 @@ class SuiteConfig:
     apply_chat_template: bool = False
     truncation_side: str | None = None
     include_path: Path | None = None
+    show_progress: bool = False
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -227,10 +229,17 @@ class Suites:
         except ValueError as error:
             notes.append(f"{name} at {length:,}: {_first_line(error)}")
             return None
-        except (OSError, LookupError, _http_error()) as error:
+        except OSError as error:
             raise DataError(
                 f"the data of {name} cannot be read ({_first_line(error)}): it is fetched from the Hub once and kept "
                 "in HF_HOME; connect, and unset HF_HUB_OFFLINE"
+            ) from error
+        except LookupError as error:
+            if isinstance(error, KeyError | IndexError):
+                raise
+            # NLTK's way to say that its data are not there.
+            raise DataError(
+                f"the data of {name} cannot be made ({_first_line(error)}): python -m nltk.downloader punkt_tab"
             ) from error
 
     def _measure(
@@ -259,7 +268,12 @@ class Suites:
 
         side = self.config.truncation_side or ("middle" if name.startswith("longbench") else "left")
         return SuiteModel(
-            model, tokenizer, max_length=max_length, batch_size=self.config.batch_size, truncation_side=side
+            model,
+            tokenizer,
+            max_length=max_length,
+            batch_size=self.config.batch_size,
+            truncation_side=side,
+            show_progress=self.config.show_progress,
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -341,13 +355,6 @@ def _seed() -> None:
     torch.manual_seed(DEFAULT_OTHER_SEED)
 
 
-def _http_error() -> type[Exception]:
-    """The Hub client's error without a connection, which is no OSError."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError
-
-
 def _first_line(error: Exception) -> str:
     lines = [line.strip(" *") for line in str(error).splitlines()]
     return next((line for line in lines if line), type(error).__name__)
@@ -355,12 +362,12 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's warnings off stderr and its prints off stdout, which is the result's."""
+    """Leave out lm-eval's warnings, and what its tasks print on stdout, which is the result's."""
     lm_eval_logger = logging.getLogger("lm_eval")
     before = lm_eval_logger.level
     lm_eval_logger.setLevel(logging.ERROR)
     try:
-        with redirect_stdout(sys.stderr):
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             yield
     finally:
         lm_eval_logger.setLevel(before)
