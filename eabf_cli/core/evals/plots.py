@@ -58,7 +58,7 @@ def lines_figure(charts: Sequence[LineChart]) -> Figure | None:
             drawn.setdefault(series.name, _draw_series(axes, series, colours[series.name]))
         axes.axvline(chart.window, color="#b0413e", linewidth=1, linestyle=":")
         _set_length_axis(axes, [x for series in chart.series for x in series.x])
-        axes.set_xlabel(chart.x_title, fontsize=9)
+        axes.set_xlabel(chart.x_title, fontsize=9, parse_math=False)
         axes.set_ylabel(chart.y_title, fontsize=9)
         if chart.is_log:
             _set_log_axis(axes)
@@ -110,7 +110,7 @@ def intervals_figure(charts: Sequence[IntervalChart]) -> Figure | None:
         axes.set_yticks(rows, [_plain(name) for name in chart.names], fontsize=8)
         axes.invert_yaxis()
         axes.set_title(chart.title, fontsize=10, parse_math=False)
-        axes.set_xlabel(chart.x_title, fontsize=9)
+        axes.set_xlabel(chart.x_title, fontsize=9, parse_math=False)
         _lighten(axes)
     return figure
 
@@ -163,8 +163,8 @@ def _percent_formatter() -> Any:
 def _colours(count: int) -> list[Any]:
     from matplotlib import colormaps
 
-    palette = colormaps["tab10"].colors if count <= 10 else colormaps["tab20"].colors
-    return [palette[number % len(palette)] for number in range(count)]
+    palette, size = (colormaps["tab10"], 10) if count <= 10 else (colormaps["tab20"], 20)
+    return [palette(number % size) for number in range(count)]
 
 
 def _lighten(axes: Axes) -> None:

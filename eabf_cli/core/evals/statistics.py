@@ -97,11 +97,10 @@ def bootstrap_mean(
             num_units=num_units, num_seeds=num_seeds,
         )  # fmt: skip
     rng = np.random.default_rng(seed)
-    resampled = float(np.average(unit_means, weights=weights))
-    resampled = resampled + _deviations(unit_means, weights, num_resamples, rng)
+    resampled = np.average(unit_means, weights=weights) + _deviations(unit_means, weights, num_resamples, rng)
     if num_seeds > 1:
         resampled += _deviations(table.mean(axis=1), np.ones(num_seeds), num_resamples, rng)
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = map(float, np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]))
     if bounds is not None:
         low, high = max(bounds[0], min(low, mean)), min(bounds[1], max(high, mean))
     # Rounding must not decide on which side of zero a mean lies that is zero.
@@ -109,8 +108,8 @@ def bootstrap_mean(
     at_least, at_most = float((resampled >= 0).mean()), float((resampled <= 0).mean())
     return Estimate(
         mean=mean,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p_value=min(1.0, 2 * (min(at_least, at_most) * num_resamples + 1) / (num_resamples + 1)),
         positive_share=(at_least + 1 - at_most) / 2,
         num_units=num_units,

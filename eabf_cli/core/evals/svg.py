@@ -17,8 +17,8 @@ NUM_STYLES = 10
 
 _WIDTH, _HEIGHT = 440, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 46
-_CHARACTER = 7.2
 _ROW = 46
+_EDGE = 24
 
 
 def line_chart(chart: LineChart, numbers: Mapping[str, int]) -> Markup:
@@ -109,10 +109,10 @@ def interval_chart(chart: IntervalChart) -> Markup:
     base = _ROW * len(chart.names) + 6
     parts = []
     for value in linear_ticks(low, high, 6):
-        parts += [
-            _tag("line", class_="grid", x1=x(value), x2=x(value), y1=4, y2=base),
-            _text(_tick(value), x=x(value), y=base + 16, anchor="middle"),
-        ]
+        parts.append(_tag("line", class_="grid", x1=x(value), x2=x(value), y1=4, y2=base))
+        # A label at the picture's edge would be cut off.
+        if _EDGE <= x(value) <= _WIDTH - _EDGE:
+            parts.append(_text(_tick(value), x=x(value), y=base + 16, anchor="middle"))
     parts.append(_tag("line", class_="zero", x1=x(0), x2=x(0), y1=4, y2=base))
     rows = zip(chart.names, chart.means, chart.lows, chart.highs, strict=True)
     for number, (name, mean, lower, upper) in enumerate(rows):
@@ -134,7 +134,7 @@ def _svg(height: float, label: str, parts: Sequence[Markup]) -> Markup:
     return _tag("svg", Markup("").join(parts), viewBox=f"0 0 {_WIDTH} {height:g}", role="img", **{"aria-label": label})
 
 
-def _tag(name: str, content: Markup | None = None, **attributes: Any) -> Markup:
+def _tag(name: str, content: Markup | None = None, /, **attributes: Any) -> Markup:
     """An element; numbers with one decimal, texts escaped."""
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_"), f"{value:.1f}" if isinstance(value, float) else value)

@@ -175,8 +175,8 @@ def _retrieval_table(result: Result) -> Table:
         found = list(group)
         num_trials = sum(entry["num_trials"] for entry in found)
         accuracy = sum(entry["accuracy"] * entry["num_trials"] for entry in found) / num_trials
-        bounds = (found[0]["lower_bound"], found[0]["upper_bound"]) if len(found) == 1 else (None, None)
-        rows.append([_spoken(task), f"{length:,}", share(accuracy) + between(*bounds, 0, 100), f"{num_trials:,.0f}"])
+        low, high = (found[0]["lower_bound"], found[0]["upper_bound"]) if len(found) == 1 else (None, None)
+        rows.append([_spoken(task), f"{length:,}", share(accuracy) + between(low, high, 0, 100), f"{num_trials:,.0f}"])
     return Table(title="Retrieval", columns=["task", "tokens", "right answers", "trials"], rows=rows)
 
 
