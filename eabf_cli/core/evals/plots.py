@@ -80,7 +80,8 @@ def maps_figure(maps: Sequence[HeatMap]) -> Figure | None:
     figure, panels = _panels(len(maps), 2.6)
     for axes, found in zip(panels, maps, strict=True):
         cells = [[math.nan if value is None else value for value in row] for row in found.cells]
-        axes.imshow(cells, cmap="Blues", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
+        # The upper half of the colours is too dark for the numbers in the cells.
+        axes.imshow(cells, cmap="Blues", vmin=0, vmax=2, aspect="auto", interpolation="nearest")
         for row, values in enumerate(found.cells):
             for column, value in enumerate(values):
                 axes.text(

@@ -301,6 +301,12 @@ def test_the_control_on_cut_samples_is_that_of_finetune(
     assert runs["yarn"]["train_loss"] == pytest.approx(own["train_loss"], abs=1e-4)
 
 
+@pytest.mark.parametrize("other", ["pose", "pack"])
+def test_cut_samples_are_rows_as_they_are(other: str) -> None:
+    with pytest.raises(InvalidConfigError, match="leave out pack and pose"):
+        FinetuneConfig(cut_to_window=True, **{other: True})
+
+
 def test_the_control_on_long_samples_has_plain_rope(trained: tuple[dict[str, Any], Path]) -> None:
     result, output = trained
     model = load_model(output / "runs" / "control-long-seed42", dtype="float32", device="cpu")
