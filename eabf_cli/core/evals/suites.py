@@ -12,6 +12,7 @@ import os
 import random
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -312,7 +313,7 @@ def _resolve(wanted: list[str], known: list[str]) -> list[str]:
         found = [name] if name in known else fnmatch.filter(known, name)
         if not found:
             nearest = difflib.get_close_matches(name, [*ALIASES, *known], n=_NUM_SUGGESTIONS)
-            hint = f"did you mean {', '.join(nearest)}?" if nearest else "`lm_eval ls tasks` shows all"
+            hint = f"did you mean {', '.join(nearest)}?" if nearest else "`lm-eval ls tasks` shows all"
             raise InvalidConfigError(f"lm-eval {version('lm_eval')} has no task {name!r}: {hint}")
         names |= dict.fromkeys(found)
     return list(names)
@@ -367,7 +368,8 @@ def _quiet() -> Iterator[None]:
     before = lm_eval_logger.level
     lm_eval_logger.setLevel(logging.ERROR)
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"fuzzywuzzy|jieba|lm_eval|rouge")
             yield
     finally:
         lm_eval_logger.setLevel(before)
