@@ -283,7 +283,7 @@ def _check_combination(ctx: click.Context, values: dict[str, Any]) -> None:
 
 
 def _text(result: dict[str, Any], *, is_dry_run: bool) -> str:
-    from eabf_cli.core.evals.table import format_evaluation
+    from eabf_cli.core.evals.run import result_table
 
     lines = [_model_text(result)]
     if is_dry_run:
@@ -299,11 +299,7 @@ def _text(result: dict[str, Any], *, is_dry_run: bool) -> str:
                 "Nothing was measured (--dry-run).",
             ]
         )
-    lines += ["", format_evaluation(result), ""]
-    if "suites" in result:
-        from eabf_cli.core.evals.suite_results import format_suites
-
-        lines += [format_suites(result["suites"]), ""]
+    lines += ["", result_table(result), ""]
     speed = f", {result['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in result else ""
     lines.append(f"{result['wall_s']:.1f} s{speed}, {result['peak_memory_gib']:.1f} GiB")
     if result["output"] is not None:
@@ -320,4 +316,5 @@ def _model_text(result: dict[str, Any]) -> str:
     window = f"pre-trained window {result['original_max_position_embeddings']:,}"
     if result["max_position_embeddings"] != result["original_max_position_embeddings"]:
         window += f", window {result['max_position_embeddings']:,}"
-    return f"{result['model']} {how}, {window}; {result['dataset']}"
+    dataset = "" if result["dataset"] is None else f"; {result['dataset']}"
+    return f"{result['model']} {how}, {window}{dataset}"

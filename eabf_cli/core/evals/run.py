@@ -28,6 +28,7 @@ from eabf_cli.core.evals.lengths import (
     refuse_too_long,
 )
 from eabf_cli.core.evals.settings import EvalConfig, EvalRunConfig
+from eabf_cli.core.evals.suite_results import format_suites
 from eabf_cli.core.evals.table import format_evaluation
 from eabf_cli.core.evals.texts import TextSet, read_texts
 from eabf_cli.core.evaluation import Measured, evaluate_scores
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "eval.json"
 TABLE_FILE = "table.txt"
 _ON_TEXT = ("perplexity", "context_gain", "perplexity_by_position")
 """The tasks that need documents of a length; the others repeat a text where it is too short."""
@@ -142,6 +142,14 @@ def run_evaluation(
     if config.output is not None:
         _write(config, config.output, result)
     return result
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """A result as plain text: our tasks, then those of lm-eval."""
+    parts = [format_evaluation(result)]
+    if "suites" in result:
+        parts.append(format_suites(result["suites"]))
+    return "\n\n".join(part for part in parts if part)
 
 
 def measure(plan: EvaluationPlan, model: Any, **options: Any) -> Measured:
@@ -317,11 +325,11 @@ def _out_of_memory_explained(plan: EvaluationPlan) -> Iterator[None]:
 
 def _write(config: EvalRunConfig, output: Path, result: dict[str, Any]) -> None:
     # The pictures take matplotlib, which the measurement does without.
-    from eabf_cli.core.evals.report import write_report
+    from eabf_cli.core.evals.report import RESULT_FILE, write_report
 
     with whole_folder(output, overwrite=config.overwrite) as folder:
         write_json(folder / RESULT_FILE, result)
-        write_text(folder / TABLE_FILE, format_evaluation(result) + "\n")
+        write_text(folder / TABLE_FILE, result_table(result) + "\n")
         write_report(result, folder)
         arguments = json.loads(json.dumps(asdict(config) | {"output": str(output)}, default=str))
         # The texts themselves would be the larger part of the record.
