@@ -27,7 +27,7 @@ _PROCESS_BYTES = 2**29
 # Logits, their softmax, and what becomes of both.
 _LOGITS_BYTES = 4 * 4 * MAX_LOGITS
 # Multiplications and additions in float32 of one thread in a second, as they come out of such a model.
-_OPERATIONS_PER_THREAD = 3e10
+_OPERATIONS_PER_THREAD = 8e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +99,9 @@ def estimate_seconds(
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     num_parameters = shape.num_parameters()
-    # In rows as long as the length: a passkey is read from its depth on.
     rows = {
-        "perplexity": evaluation.num_documents,
         "context_gain": evaluation.num_documents,
+        # A passkey prompt is read from its depth on.
         "passkey": evaluation.num_passkey_trials / 2,
         "needles": evaluation.num_needle_prompts,
         "multi_key": evaluation.num_multi_key_texts,
@@ -110,10 +109,15 @@ def estimate_seconds(
         "repeated_span": evaluation.num_span_prompts,
     }
     num_rows = sum(count for task, count in rows.items() if task in evaluation.tasks)
-    per_row = (
-        length * 2 * num_parameters + 2 * length**2 * config.num_hidden_layers * heads * width for length in lengths
-    )
-    return num_rows * sum(per_row) / (_OPERATIONS_PER_THREAD * num_threads)
+
+    def row(length: int) -> float:
+        return length * 2 * num_parameters + 2 * length**2 * config.num_hidden_layers * heads * width
+
+    operations = num_rows * sum(map(row, lengths))
+    if "context_gain" not in evaluation.tasks and {"perplexity", "perplexity_by_position"} & set(evaluation.tasks):
+        # The shorter lengths are the beginnings of the longest.
+        operations += evaluation.num_documents * row(max(lengths))
+    return operations / (_OPERATIONS_PER_THREAD * num_threads)
 
 
 def choose_lengths(

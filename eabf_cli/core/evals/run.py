@@ -184,9 +184,12 @@ def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> Eva
     dtype = measuring_dtype(subject, config.dtype, device)
     needs = _Needs(config, subject, dtype=getattr(torch, dtype), device=device)
     notes = list(texts.notes)
-    lengths = config.evaluation.lengths or (() if has_own_tasks else (subject.target_window,))
-    if lengths:
+    lengths = config.evaluation.lengths
+    if lengths is not None:
         refuse_too_long(lengths, needs.memory, needs.available_bytes, device=str(device))
+    elif not has_own_tasks:
+        # lm-eval cuts to it; most of its inputs are far shorter.
+        lengths = (subject.target_window,)
     else:
         lengths, note = choose_lengths(
             subject.window,
