@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,7 @@ def _text(result: dict[str, Any], *, is_dry_run: bool) -> str:
     if is_dry_run:
         memory = result["memory"]
         lengths = ", ".join(f"{length:,}" for length in result["lengths"])
-        time = "" if result["expected_s"] is None else f", roughly {result['expected_s'] / 60:,.0f} minutes"
+        time = "" if result["expected_s"] is None else f", roughly {math.ceil(result['expected_s'] / 60):,} min"
         return "\n".join(
             [
                 *lines,

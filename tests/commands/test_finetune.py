@@ -74,8 +74,9 @@ def test_the_text_is_a_table_of_before_and_after(eabf: Eabf, arguments: list[Any
     result = eabf(*arguments, "-o", "run", "--lengths", WINDOW)
     assert result.exit_code == 0, (result.stderr, result.exception)
     parts = ["eabf", "64 -> 256 tokens", "8 samples", "8 steps", "loss", "original", "patched", "finetuned"]
-    assert result.stdout.splitlines()[-3:] == [
+    assert result.stdout.splitlines()[-4:] == [
         "Written to run",
+        "Next: eabf eval -m run",
         "Next: eabf summarize -m run paper.pdf",
         "Next: eabf export run --to-hub OWNER/NAME",
     ]

@@ -150,7 +150,8 @@ def choose_lengths(
     while takes_s(chosen) > MAX_DEFAULT_S and chosen[-1] > window:
         chosen.pop()
         reason = "time"
-    note = f"lengths from {chosen[0]:,} to {chosen[-1]:,} tokens, {chosen[-1] / window:g} times the pre-trained window"
+    times = "" if chosen[-1] == window else f"{chosen[-1] / window:g} times "
+    note = f"lengths from {chosen[0]:,} to {chosen[-1]:,} tokens, {times}the pre-trained window"
     if reason == "memory":
         note += f" ({wanted[len(chosen)]:,} would not fit into memory)"
     elif reason == "time":

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.evals.prefixes import plan_reading
 from eabf_cli.core.evals.retrieval import (
     effective_length,
     eval_templates,
@@ -114,6 +115,15 @@ def test_passkey_trials_differ_and_go_through_the_depths() -> None:
     positions = [TOKENIZER.decode(row.input_ids).index("pass key is") for row in rows[:3]]
     assert positions == sorted(positions)
     assert rows != passkey_rows(TOKENIZER, 600, (0.0, 0.5, 1.0), 6, seed=2)
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_passkey_prompts_are_read_once_up_to_their_needle(depth: float) -> None:
+    rows = passkey_rows(TOKENIZER, 2000, (depth,), 4, seed=1)
+    plan = plan_reading(rows, shares_prefixes=True, batch_tokens=4096)
+    needle = TOKENIZER.decode(rows[0].input_ids).index(" The pass key is")
+    # One byte is one token here; values may begin alike.
+    assert needle + 4 * (2000 - needle) - 200 <= plan.num_tokens <= needle + 4 * (2000 - needle)
 
 
 @pytest.mark.parametrize("make_row", [needle_row, span_row])
