@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from eabf_cli.core.checkpoint import load_model
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.evals.judgement import EXTENDED, EXTENDED_INSIDE, LAST_WINDOW, RETRIEVED, YARN, judge
 from eabf_cli.core.evals.report import write_result
+from eabf_cli.core.evals.rows import Row
 from eabf_cli.core.evals.scoring import score_rows
 from eabf_cli.core.evals.verdict_plan import VerdictPlan, make_plan
 from eabf_cli.core.evals.verdict_rows import Stretch, last_window, retrieved_chunks, stretch_row, whole_text
@@ -67,23 +69,11 @@ def _titles(plan: VerdictPlan) -> dict[str, str]:
 
 def _measure(plan: VerdictPlan) -> dict[str, list[float]]:
     """The loss of every stretch under every way of reading; one model is in memory at a time."""
-
-    def recent(stretch: Stretch) -> tuple[int, ...]:
-        return last_window(stretch, plan.room)
-
-    def retrieved(stretch: Stretch) -> tuple[int, ...]:
-        return retrieved_chunks(
-            stretch,
-            plan.room,
-            plan.tokenizer,
-            chunk_tokens=plan.config.chunk_tokens,
-            query_tokens=plan.config.query_tokens,
-            share=plan.config.retrieved_share,
-        )
-
+    whole, recent = _rows(plan, whole_text), _rows(plan, lambda stretch: last_window(stretch, plan.room))
+    retrieved = _rows(plan, partial(_retrieved, plan))
     losses = {}
     model = _load(plan, plan.subject.source)
-    losses[EXTENDED] = _score(plan, model, whole_text, "the extended model")
+    losses[EXTENDED] = _score(plan, model, whole, "the extended model")
     losses[EXTENDED_INSIDE] = _score(plan, model, recent, "the extended model on the last window")
     del model
     model = _load(plan, plan.original.source)
@@ -92,18 +82,30 @@ def _measure(plan: VerdictPlan) -> dict[str, list[float]]:
     if describe_patch(model) is not None:
         remove_method(model)
     apply_resolution(model, plan.yarn)
-    losses[YARN] = _score(plan, model, whole_text, "YaRN without training")
+    losses[YARN] = _score(plan, model, whole, "YaRN without training")
     return losses
+
+
+def _retrieved(plan: VerdictPlan, stretch: Stretch) -> tuple[int, ...]:
+    return retrieved_chunks(
+        stretch,
+        plan.room,
+        plan.tokenizer,
+        chunk_tokens=plan.chunk_tokens,
+        query_tokens=plan.query_tokens,
+        share=plan.config.retrieved_share,
+    )
+
+
+def _rows(plan: VerdictPlan, context: Callable[[Stretch], tuple[int, ...]]) -> list[Row]:
+    return [stretch_row(number, plan.bos, context(stretch), stretch) for number, stretch in enumerate(plan.stretches)]
 
 
 def _load(plan: VerdictPlan, source: ModelSource) -> PreTrainedModel:
     return load_model(source.name, revision=source.revision, dtype=plan.dtype, device=str(plan.device))
 
 
-def _score(
-    plan: VerdictPlan, model: PreTrainedModel, context: Callable[[Stretch], tuple[int, ...]], name: str
-) -> list[float]:
+def _score(plan: VerdictPlan, model: PreTrainedModel, rows: Sequence[Row], name: str) -> list[float]:
     logger.info("Measuring %s", name)
-    rows = [stretch_row(number, plan.bos, context(stretch), stretch) for number, stretch in enumerate(plan.stretches)]
     scores = score_rows(model, rows, batch_tokens=plan.config.run.evaluation.batch_tokens)
     return [scores[number][0].mean_nll for number in range(len(rows))]

@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 
+from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint import LoadedConfig, load_tokenizer, read_config
 from eabf_cli.core.data.tokenization import encode_text
 from eabf_cli.core.devices import choose_device
 from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.evals.lengths import estimate_memory, refuse_too_long
 from eabf_cli.core.evals.original import Original, find_original
 from eabf_cli.core.evals.run import measuring_dtype
 from eabf_cli.core.evals.texts import read_texts
 from eabf_cli.core.evals.verdict_rows import Stretch, cut_stretches
 from eabf_cli.core.evals.verdict_settings import VerdictConfig
 from eabf_cli.core.files import check_target
+from eabf_cli.core.finetune.memory_plan import available_memory
 from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.patch_checkpoint import resolve_request
 from eabf_cli.core.resolution import Resolution
@@ -36,6 +39,7 @@ class VerdictPlan:
         max_length: the extended model's.
         length: tokens of a piece of a document, BOS counted.
         dataset: where the documents come from.
+        target_tokens, chunk_tokens, query_tokens: as configured, at most an eighth of the original window each.
         notes: what the user should know about the documents.
     """
 
@@ -51,13 +55,16 @@ class VerdictPlan:
     max_length: int
     length: int
     dataset: str
+    target_tokens: int
+    chunk_tokens: int
+    query_tokens: int
     stretches: tuple[Stretch, ...]
     notes: tuple[str, ...]
 
     @property
     def room(self) -> int:
         """Tokens of the original window that are left for what is before the targets."""
-        return self.window - len(self.bos) - self.config.target_tokens
+        return self.window - len(self.bos) - self.target_tokens
 
     def describe(self) -> dict[str, Any]:
         """The keys of the result that need no measurement."""
@@ -116,14 +123,18 @@ def make_plan(config: VerdictConfig) -> VerdictPlan:
             f"{source.name} and {original.source.name} read the documents as other tokens, so their losses cannot be "
             "compared: --original takes the model that the extended one was made from"
         )
-    length, notes = _choose_length(config, documents, len(bos), window, max_length)
+    eighth = max(1, window // 8)
+    target_tokens = min(config.target_tokens, eighth)
+    length, notes = _choose_length(config, documents, len(bos), window, max_length, target_tokens)
+    dtype = measuring_dtype(subject, run.dtype, device)
+    _check_memory(config, subject, length, dtype, device)
     longest = sorted(range(len(documents)), key=lambda number: -len(documents[number]))
     stretches = cut_stretches(
         [documents[number] for number in sorted(longest[: run.evaluation.num_documents])],
         num_bos=len(bos),
         window=window,
         length=length,
-        target_tokens=config.target_tokens,
+        target_tokens=target_tokens,
         num_stretches=config.num_stretches,
         max_pieces=config.max_pieces,
     )
@@ -143,11 +154,14 @@ def make_plan(config: VerdictConfig) -> VerdictPlan:
         tokenizer=tokenizer,
         bos=bos,
         device=device,
-        dtype=measuring_dtype(subject, run.dtype, device),
+        dtype=dtype,
         window=window,
         max_length=max_length,
         length=length,
         dataset=texts.source,
+        target_tokens=target_tokens,
+        chunk_tokens=min(config.chunk_tokens, eighth),
+        query_tokens=min(config.query_tokens, eighth),
         stretches=tuple(stretches),
         notes=(*texts.notes, *notes),
     )
@@ -167,19 +181,42 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [encode_text(tokenizer, text).input_ids[num_bos:] for text in texts]
 
 
+def _check_memory(config: VerdictConfig, subject: Subject, length: int, dtype: str, device: torch.device) -> None:
+    resolution = subject.resolution
+    shape = architectures.meta_model(subject.loaded.config if resolution is None else resolution.base_config)
+    refuse_too_long(
+        (length,),
+        lambda tokens: estimate_memory(
+            shape,
+            length=tokens,
+            follows_length=subject.method == "dynamic",
+            batch_tokens=config.run.evaluation.batch_tokens,
+            dtype=getattr(torch, dtype),
+            device_type=device.type,
+        ),
+        available_memory(device),
+        device=str(device),
+    )
+
+
 def _choose_length(
-    config: VerdictConfig, documents: Sequence[Sequence[int]], num_bos: int, window: int, max_length: int
+    config: VerdictConfig,
+    documents: Sequence[Sequence[int]],
+    num_bos: int,
+    window: int,
+    max_length: int,
+    target_tokens: int,
 ) -> tuple[int, list[str]]:
     """Tokens of a piece, BOS counted, and what is to be said about it."""
     longest = max(map(len, documents), default=0) + num_bos
     length, notes = config.length, []
     if length is None:
-        length = min(max_length, max(longest, window + config.target_tokens))
+        length = min(max_length, max(longest, window + target_tokens))
         if length < max_length:
             notes.append(f"the longest document has {longest:,} tokens, the extended window {max_length:,}")
-    elif length < window + config.target_tokens:
+    elif length < window + target_tokens:
         raise InvalidConfigError(
-            f"length {length:,} has no {config.target_tokens} tokens beyond the original window of {window:,}: "
+            f"length {length:,} has no {target_tokens} tokens beyond the original window of {window:,}: "
             f"give up to {max_length:,}"
         )
     elif length > max_length:

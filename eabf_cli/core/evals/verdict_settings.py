@@ -18,7 +18,8 @@ class VerdictConfig:
         original: the model it was made from; None takes what the run record (`eabf_run.json`) of the model names.
         length: tokens that the extended model sees, BOS counted; None takes its window, or less where the documents
             end before it.
-        target_tokens: tokens of a stretch that is predicted.
+        target_tokens: tokens of a stretch that is predicted; like the two sizes below at most an eighth of the original
+            window.
         num_stretches: stretches in each piece of `length` tokens, spread evenly beyond the original window.
         max_pieces: pieces at most; of more, first pieces of documents come before second ones.
         chunk_tokens: tokens of a chunk that BM25 retrieves.

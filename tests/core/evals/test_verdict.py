@@ -18,6 +18,7 @@ from eabf_cli.core.evals.verdict import VerdictConfig, verdict
 from eabf_cli.core.evals.verdict_plan import make_plan
 from eabf_cli.core.evals.verdict_rows import retrieved_chunks
 from eabf_cli.core.files import read_json
+from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError
 from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 from eabf_cli.core.patching import apply_method
@@ -128,6 +129,15 @@ def test_what_makes_no_sense_is_refused(
         changes["original"] = str(extended)
     with pytest.raises(error, match=message):
         verdict(replace(config, run=run, **changes))
+
+
+def test_a_length_that_does_not_fit_is_refused_before_weights_are_loaded(
+    config: VerdictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eabf_cli.core.evals.verdict_plan.available_memory", lambda _: 2**20)
+    monkeypatch.setattr("eabf_cli.core.evals.verdict.load_model", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(InsufficientMemoryError, match="256 tokens"):
+        verdict(config)
 
 
 def test_an_original_with_another_tokenizer_is_refused(config: VerdictConfig, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""`eabf eval --verdict` and `--compare`: exit codes, one JSON document, the text and the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import Eabf
+from tests.tiny_llama import TARGET, WINDOW
+
+
+@pytest.fixture
+def documents(workdir: Path) -> Path:
+    folder = workdir / "mydocs"
+    folder.mkdir()
+    for number in range(6):
+        words = [f"word{(number + 1) * index % 17}" for index in range(200)]
+        (folder / f"{number}.txt").write_text(" ".join(words))
+    return folder
+
+
+def overconfident(folder: Path) -> Path:
+    """The same model with weights that make its wrong predictions worse."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 20
+    save_file({name: weight.to(torch.float32) for name, weight in weights.items()}, path, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_better_model_wins_and_the_exit_code_says_so(
+    eabf: Eabf, tiny_llama_folder: Path, workdir: Path, documents: Path
+) -> None:
+    worse = overconfident(Path(shutil.copytree(tiny_llama_folder, workdir / "worse")))
+    assert eabf("patch", "-m", tiny_llama_folder, "-o", "extended").exit_code == 0
+    arguments = ("eval", "--verdict", "-m", "extended", "--text", documents, "--device", "cpu")
+    result = eabf(*arguments, "--original", worse, "--json", "-o", "verdict")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["verdict"]["wins"] is True
+    assert told["verdict"]["num_documents"] == 6
+    assert told["original_reason"] == "as named with --original"
+    assert "Yes: on these documents" in (workdir / "verdict" / "report.html").read_text()
+
+
+def test_a_worse_model_loses_and_the_exit_code_says_so(
+    eabf: Eabf, tiny_llama_folder: Path, workdir: Path, documents: Path
+) -> None:
+    assert eabf("patch", "-m", tiny_llama_folder, "-o", "extended").exit_code == 0
+    overconfident(workdir / "extended")
+    result = eabf("eval", "--verdict", "-m", "extended", "--text", documents, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "No: on these documents" in result.stdout
+    assert "chunks found by BM25" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_methods_are_compared_in_one_table(eabf: Eabf, tiny_llama_folder: Path, documents: Path, workdir: Path) -> None:
+    arguments = ["eval", "--compare", "yarn,eabf", "-m", tiny_llama_folder, "--text", documents, "--device", "cpu"]
+    arguments += ["--lengths", f"{WINDOW},{TARGET}", "--tasks", "perplexity,passkey", "--trials", 2, "-o", "out"]
+    result = eabf(*arguments)
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    perplexity = rows.index(["Perplexity"])
+    assert rows[perplexity + 1] == ["tokens", str(WINDOW), str(TARGET)]
+    assert [row[0] for row in rows[perplexity + 2 : perplexity + 5]] == ["original", "yarn", "eabf"]
+    written = json.loads((workdir / "out" / "eval.json").read_text())
+    again = eabf(*arguments, "--overwrite", "--json")
+    compared = json.loads(again.stdout)["compare"]
+    assert compared.keys() == written["compare"].keys() == {"original", "yarn", "eabf"}
+    assert compared["yarn"]["perplexity"] == written["compare"]["yarn"]["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--compare", "yarn,yam"], "unknown method 'yam'"),
+        (["--compare", "yarn", "--lengths", "16,32"], "lie inside the model's window"),
+        (["--compare", "yarn", "--seeds", "3"], "nothing is trained"),
+        (["--verdict"], "--original"),
+    ],
+)
+def test_what_makes_no_sense_is_told_in_one_line(
+    eabf: Eabf, tiny_llama_folder: Path, documents: Path, flags: list[str], said: str
+) -> None:
+    result = eabf("eval", "-m", tiny_llama_folder, "--text", documents, *flags)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
