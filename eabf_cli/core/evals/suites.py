@@ -142,8 +142,8 @@ class Suites:
                 f"lm-eval is not installed, and --tasks {','.join(config.tasks)} needs it: pip install 'eabf-cli[eval]'"
             )
         self.config = config
-        # lm-eval adds it to the settings of every task that it loads, as it is at that time.
-        self._metadata: dict[str, Any] = {"eabf": True}
+        # lm-eval adds it to a task's settings, as it is when the task is loaded; one that is empty it would not keep.
+        self._metadata: dict[str, Any] = {"max_seq_lengths": []}
         with _quiet():
             self._manager, self.names = _find_tasks(config, self._metadata)
 

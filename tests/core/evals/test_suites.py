@@ -350,6 +350,7 @@ def test_a_chat_needs_a_template(folder: Path, model: Any, tokenizer: Any) -> No
         run(folder, "said", model, tokenizer, 256, apply_chat_template=True)
 
 
+@pytest.mark.slow
 def test_unknown_tasks_are_answered_with_the_nearest_names() -> None:
     pytest.importorskip("lm_eval")
     with pytest.raises(InvalidConfigError, match=r"no task 'longbench_qaspr': did you mean .*longbench_qasper"):
