@@ -141,6 +141,16 @@ def test_a_dry_run_tells_lengths_and_memory(eabf: Eabf, arguments: list[Any], wo
     assert list(workdir.iterdir()) == []
 
 
+@pytest.mark.parametrize(("is_fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_demo_model_runs_in_a_dtype_that_the_cpu_has(
+    eabf: Eabf, monkeypatch: pytest.MonkeyPatch, is_fast: bool, dtype: str
+) -> None:
+    monkeypatch.setattr("eabf_cli.core.evals.run.has_fast_bfloat16", lambda _: is_fast)
+    assert printed(eabf("eval", "--device", "cpu", "--dry-run", "--json"))["dtype"] == dtype
+    asked = printed(eabf("eval", "--device", "cpu", "--dtype", "float16", "--dry-run", "--json"))
+    assert asked["dtype"] == "float16"
+
+
 def test_documents_that_are_too_short_are_counted(eabf: Eabf, tiny_llama_folder: Path, workdir: Path) -> None:
     for name, count in (("short", 4), ("middle", 60), ("long", 200)):
         (workdir / f"{name}.txt").write_text("the sun was warm " * count)

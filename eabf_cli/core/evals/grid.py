@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 LEAST_KEYS = 4
 """Keys in a text at least: one is asked for, the others distract."""
-MOST_DEPTHS = 20
 _SENTENCE_END = "."
 
 
@@ -29,10 +28,8 @@ def multi_key_rows(
     of them at random places where there are few depths.
 
     Raises:
-        InvalidConfigError: the keys and the question do not fit, or there are more depths than keys.
+        InvalidConfigError: the keys and the question do not fit.
     """
-    if len(depths) > MOST_DEPTHS:
-        raise InvalidConfigError(f"multi_key takes {MOST_DEPTHS} depths at most, got {len(depths)}")
     needles = draw_needles(rng, KEYED_PASSKEY, max(len(depths), LEAST_KEYS))
     statements = [encode_after(tokenizer, _SENTENCE_END, needle.statement) for needle in needles]
     asked = needles[: len(depths)]

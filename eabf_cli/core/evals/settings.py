@@ -24,6 +24,9 @@ TASKS = (
 QUICK_TASKS = ("perplexity", "context_gain", "passkey", "needles", "repeated_span")
 """What `eabf finetune` measures before and after training."""
 
+MOST_DEPTHS = 20
+"""So many keys there are for the texts of `multi_key`, one for each depth."""
+
 _QUESTIONS_PER_NEEDLE_PROMPT = 5
 _SPANS_PER_PROMPT = 4
 
@@ -76,6 +79,8 @@ class EvalConfig:
             raise InvalidConfigError(f"lengths must be numbers of at least 4 tokens, got {self.lengths}")
         if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
             raise InvalidConfigError(f"depths must be between 0 and 1, got {self.depths}")
+        if "multi_key" in self.tasks and len(self.depths) > MOST_DEPTHS:
+            raise InvalidConfigError(f"multi_key takes {MOST_DEPTHS} depths at most, got {len(self.depths)}")
         for name in (
             "num_passkey_trials",
             "num_needle_prompts",

@@ -12,6 +12,7 @@ from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.evals.grid import LEAST_KEYS, multi_key_result, multi_key_rows, needle_grid
 from eabf_cli.core.evals.prefixes import plan_reading
 from eabf_cli.core.evals.rows import Score
+from eabf_cli.core.evals.settings import MOST_DEPTHS, EvalConfig
 from tests.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -57,8 +58,13 @@ def test_another_seed_has_other_keys() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidConfigError, match=r"several keys need \d+ tokens, more than 100"):
         multi_key_rows(TOKENIZER, 100, FILLER, (0.5,), random.Random(0))
+
+
+def test_there_is_a_key_for_as_many_depths_as_may_be_asked_for() -> None:
+    depths = tuple(number / MOST_DEPTHS for number in range(MOST_DEPTHS))
+    assert len(multi_key_rows(TOKENIZER, 9000, FILLER, depths, random.Random(0))) == MOST_DEPTHS
     with pytest.raises(InvalidConfigError, match="20 depths at most, got 21"):
-        multi_key_rows(TOKENIZER, 9000, FILLER, tuple(n / 20 for n in range(21)), random.Random(0))
+        EvalConfig(tasks=("multi_key",), depths=(*depths, 1.0))
 
 
 def test_the_grid_has_the_cells_of_every_task_with_a_depth() -> None:
