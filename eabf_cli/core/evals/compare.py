@@ -163,9 +163,7 @@ class _Comparison:
     def _measure(self, name: str, model: PreTrainedModel) -> ScoredModel:
         logger.info("Measuring %s", name)
         measured = measure(self.plan.measuring, model, key_tokens=self.key_tokens)
-        # The original chooses them from two contexts inside its window; beyond it, what it gains is noise.
-        inside = [length for length in measured.context if length <= self.plan.window]
-        scored = ScoredModel.of(measured, has_key_tokens=len(inside) > 1)
+        scored = ScoredModel.of(measured, has_key_tokens=self.plan.compares_key_tokens)
         if self.folder is not None:
             self.folder.keep(name, scored)
         return scored

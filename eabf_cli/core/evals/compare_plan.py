@@ -58,9 +58,17 @@ class ComparePlan:
     measuring: EvaluationPlan
     contenders: tuple[Contender, ...]
 
+    @property
+    def compares_key_tokens(self) -> bool:
+        """Whether the original can choose them: that takes two contexts inside its window, beyond which gains are noise."""
+        return sum(length <= self.window for length in self.measuring.evaluation.lengths or ()) > 1
+
     def describe(self) -> dict[str, Any]:
         """The keys of the result that need no measurement."""
         config, measuring = self.config, self.measuring
+        notes = list(measuring.notes)
+        if "context_gain" in measuring.evaluation.tasks and not self.compares_key_tokens:
+            notes.append("key tokens are not compared: to choose them takes two lengths inside the original window")
         result: dict[str, Any] = {
             "model": self.source.name,
             "revision": self.source.revision,
@@ -76,7 +84,7 @@ class ComparePlan:
             "data_hash": measuring.texts.content_hash,
             "finetuned": config.finetune,
             "seeds": list(config.seeds) if config.finetune else [],
-            "notes": list(measuring.notes),
+            "notes": notes,
             "device": str(measuring.device),
             "dtype": measuring.dtype,
         }

@@ -104,6 +104,7 @@ def test_the_result_tells_numbers_intervals_and_differences(compared: tuple[dict
     } - {("passkey", WINDOW)}
     assert {e["model"] for e in result["differences"]} == {"original", "linear", "dynamic"}
     assert len(result["summary"]) == 2
+    assert any("key tokens are not compared" in note for note in result["notes"])
 
 
 def test_the_folder_has_the_result_and_no_leftovers(compared: tuple[dict[str, Any], Path]) -> None:
