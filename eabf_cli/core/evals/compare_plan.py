@@ -60,7 +60,7 @@ class ComparePlan:
 
     @property
     def compares_key_tokens(self) -> bool:
-        """Whether the original can choose them: that takes two contexts inside its window, beyond which gains are noise."""
+        """Whether the original can choose them: from two contexts inside its window, as gains beyond it are noise."""
         return sum(length <= self.window for length in self.measuring.evaluation.lengths or ()) > 1
 
     def describe(self) -> dict[str, Any]:
