@@ -169,13 +169,16 @@ def retrieval_result(
 def effective_length(retrieval: Sequence[dict[str, Any]], original_max_position_embeddings: int) -> int | None:
     """The longest length whose lower bound is at least 90 % of the score inside the original window.
 
-    The lengths inside the window are the yardstick and qualify as they are; beyond it the trials have to prove
-    it, and few cannot (25 right answers out of 25 are the least that prove 90 %). None where retrieval was not
-    measured inside the window, or never worked there.
+    The lengths inside the window are the yardstick, as far as they have all trials, and qualify as they are; beyond
+    it the trials have to prove it, and few cannot (25 right answers out of 25 are the least that prove 90 %). None
+    where retrieval was not measured inside the window, or never worked there.
     """
     inside = [entry for entry in retrieval if entry["length"] <= original_max_position_embeddings]
-    num_trials = sum(entry["num_trials"] for entry in inside)
-    num_right = sum(entry["accuracy"] * entry["num_trials"] for entry in inside)
+    # A length that is too short for some of the tasks has an easier or harder mixture of the others.
+    most = max((entry["num_trials"] for entry in inside), default=0)
+    yardstick = [entry for entry in inside if entry["num_trials"] == most]
+    num_trials = most * len(yardstick)
+    num_right = sum(entry["accuracy"] * most for entry in yardstick)
     if num_right == 0:
         return None
     threshold = EFFECTIVE_SHARE * num_right / num_trials

@@ -53,6 +53,9 @@ def test_the_least_that_proves_ninety_percent_is_25_of_25() -> None:
         # Ten right answers out of ten prove too little about a longer length.
         ([entry(512, 40, 40), entry(1024, 10, 10)], 512),
         ([entry(512, 0, 40), entry(1024, 40, 40)], None),
+        # At 128 the harder half of the questions did not fit; it does not raise what is asked for at 1,024.
+        ([entry(128, 20, 20), entry(512, 60, 100), entry(1024, 65, 100)], 1024),
+        ([entry(128, 100, 100), entry(512, 60, 100), entry(1024, 75, 100)], 512),
         ([entry(1024, 40, 40)], None),
         ([], None),
     ],
