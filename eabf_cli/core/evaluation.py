@@ -86,7 +86,7 @@ def evaluate(
     the model's dtype. Answers count if greedy decoding gives them exactly.
 
     Returns:
-        a dictionary ready for JSON (DESIGN.md section 5): `method` (None: not patched),
+        a dictionary ready for JSON (docs/api.md): `method` (None: not patched),
         `original_max_position_embeddings`, `max_position_embeddings`, `lengths`, `effective_length` and
         `effective_lengths` (by task); each of `TASKS` as far as it is measured, a list of entries by length (and depth,
         template or positions), with standard errors or the ends of 95 % intervals; `key_tokens` (how they were chosen);

@@ -47,7 +47,7 @@ class PatchReport:
         return len(self.scaled_layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with the keys of DESIGN.md section 5."""
+        """JSON form, with the keys of docs/api.md."""
         result = asdict(self) | {"num_scaled_layers": self.num_scaled_layers}
         for name in ("unscaled_layers", "scaled_layers", "sliding_layers", "nope_layers", "notes"):
             result[name] = list(result[name])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
 from eabf_cli.core import architectures
+from eabf_cli.core.device_memory import USABLE_SHARE, InsufficientMemoryError, MemoryParts
 from eabf_cli.core.entropy.measurement import chunk_tokens
-from eabf_cli.core.finetune.memory_plan import USABLE_SHARE, InsufficientMemoryError
 
 _GIB = 2**30
 # torch, transformers and the tokenizer, as they lie in a process that has done nothing yet.
@@ -22,7 +22,7 @@ _RESULT_BYTES = 4 + 3 * 8 + 2 * 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropyMemory:
+class EntropyMemory(MemoryParts):
     """Peak memory of a measurement by part, in bytes."""
 
     weights: int
@@ -31,16 +31,6 @@ class EntropyMemory:
     cache: int
     results: int
     process: int
-
-    @property
-    def total(self) -> int:
-        """All parts together."""
-        return sum(asdict(self).values())
-
-    def to_dict(self) -> dict[str, float]:
-        """JSON form, in GiB."""
-        parts = {f"{name}_gib": value / _GIB for name, value in asdict(self).items()}
-        return {name: round(value, 3) for name, value in (parts | {"total_gib": self.total / _GIB}).items()}
 
 
 def estimate_memory(
@@ -94,10 +84,10 @@ def refuse_too_large(estimate: EntropyMemory, available_bytes: int, *, length: i
     """
     if estimate.total <= USABLE_SHARE * available_bytes:
         return
-    largest = max(asdict(estimate).items(), key=lambda part: part[1])[0]
+    part = estimate.largest
     raise InsufficientMemoryError(
-        f"measuring documents of {length:,} tokens needs about {_gib(estimate.total)} (most of it {largest}, "
-        f"{_gib(getattr(estimate, largest))}), and {device} has {_gib(available_bytes)} available\n{_way_out(largest)}"
+        f"measuring documents of {length:,} tokens needs about {_gib(estimate.total)} (most of it {part}, "
+        f"{_gib(getattr(estimate, part))}), and {device} has {_gib(available_bytes)} available\n{_way_out(part)}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from eabf_cli.core.checkpoint import load_tokenizer, stored_dtype
+from eabf_cli.core.device_memory import USABLE_SHARE, available_memory
 from eabf_cli.core.devices import choose_device, torch_dtype
 from eabf_cli.core.entropy.documents import DocumentSet, check_same_tokens, choose_documents, local_sources
 from eabf_cli.core.entropy.memory import EntropyMemory, estimate_memory, refuse_too_large
@@ -18,7 +19,6 @@ from eabf_cli.core.entropy.store import check_resumable
 from eabf_cli.core.entropy.suggestion import SearchPlan, plan_search
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.files import check_target
-from eabf_cli.core.finetune.memory_plan import USABLE_SHARE, available_memory
 from eabf_cli.core.patch_checkpoint import resolve_request
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.core.subject import Subject, find_subject

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from eabf_cli.core.device_memory import out_of_memory_explained
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.entropy.measurement import measure_document
 from eabf_cli.core.entropy.plan import EntropyPlan, plan_entropy
@@ -24,7 +24,6 @@ from eabf_cli.core.entropy.store import ROWS_FILE, DocumentStore, open_store, pa
 from eabf_cli.core.entropy.suggestion import tried_suggestion, write_suggestion
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.files import check_target, whole_folder, write_json
-from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError, available_memory, is_out_of_memory
 from eabf_cli.core.patching import describe_patch, remove_method
 from eabf_cli.core.run_record import read_run_record, run_record, write_run_record
 from eabf_cli.core.subject import Subject, load_subject
@@ -150,19 +149,9 @@ def _load(plan: EntropyPlan, subject: Subject) -> PreTrainedModel:
     )
 
 
-@contextmanager
-def _out_of_memory_explained(plan: EntropyPlan) -> Iterator[None]:
-    """Turn a refused allocation into an error with a way out."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InsufficientMemoryError(
-            f"out of memory on {plan.device} at {plan.documents.length:,} tokens: the process held "
-            f"{peak_memory_gib(plan.device):.1f} GiB of {available_memory(plan.device) / 2**30:.1f} GiB\n"
-            "Give a shorter --length, --dtype bfloat16, or another --device"
-        ) from error
+def _out_of_memory_explained(plan: EntropyPlan) -> AbstractContextManager[None]:
+    ways_out = "Give a shorter --length, --dtype bfloat16, or another --device"
+    return out_of_memory_explained(plan.device, plan.documents.length, ways_out)
 
 
 # ---- The folder --------------------------------------------------------------------------------------

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from eabf_cli.core import architectures
+from eabf_cli.core.device_memory import USABLE_SHARE, InsufficientMemoryError, MemoryParts
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.evals.scoring import MAX_LOGITS, max_chunk_tokens
 from eabf_cli.core.evals.settings import EvalConfig
-from eabf_cli.core.finetune.memory_plan import USABLE_SHARE, InsufficientMemoryError
 
 WINDOWS = (1 / 4, 1 / 2, 1, 2, 4, 8)
 """The lengths, in pre-trained windows."""
@@ -31,7 +31,7 @@ _OPERATIONS_PER_THREAD = 8e10
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalMemory:
+class EvalMemory(MemoryParts):
     """Peak memory of an evaluation by part, in bytes."""
 
     weights: int
@@ -40,16 +40,6 @@ class EvalMemory:
     attention: int
     logits: int
     process: int
-
-    @property
-    def total(self) -> int:
-        """All parts together."""
-        return sum(asdict(self).values())
-
-    def to_dict(self) -> dict[str, float]:
-        """JSON form, in GiB."""
-        parts = {f"{name}_gib": value / _GIB for name, value in asdict(self).items()}
-        return {name: round(value, 3) for name, value in (parts | {"total_gib": self.total / _GIB}).items()}
 
 
 def estimate_memory(
@@ -172,15 +162,14 @@ def refuse_too_long(
     needed = estimate(longest)
     if fits_memory(needed, available_bytes):
         return
-    part = max(asdict(needed).items(), key=lambda item: item[1])[0]
     shorter = longest
     while shorter > _LEAST_LENGTH and not fits_memory(estimate(shorter), available_bytes):
         shorter //= 2
     fitting = fits_memory(estimate(shorter), available_bytes)
     way_out = f"Lengths up to about {shorter:,} fit" if fitting else "No length fits"
     raise InsufficientMemoryError(
-        f"measuring at {longest:,} tokens needs about {_gib(needed.total)} (most of it {part}, "
-        f"{_gib(getattr(needed, part))}), and {device} has {_gib(available_bytes)} available\n"
+        f"measuring at {longest:,} tokens needs about {_gib(needed.total)} (most of it {needed.largest}, "
+        f"{_gib(getattr(needed, needed.largest))}), and {device} has {_gib(available_bytes)} available\n"
         f"{way_out}; --dtype bfloat16 halves it, and another --device may have more"
     )
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint import load_tokenizer, stored_dtype
 from eabf_cli.core.data.tokenization import encode_text
+from eabf_cli.core.device_memory import available_memory, out_of_memory_explained
 from eabf_cli.core.devices import choose_device, has_fast_bfloat16, peak_memory_gib, torch_dtype
 from eabf_cli.core.errors import DataError
 from eabf_cli.core.evals.lengths import (
@@ -33,7 +34,6 @@ from eabf_cli.core.evals.table import format_evaluation
 from eabf_cli.core.evals.texts import TextSet, read_texts
 from eabf_cli.core.evaluation import Measured, evaluate_scores
 from eabf_cli.core.files import check_target, whole_folder, write_json, write_text
-from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError, available_memory, is_out_of_memory
 from eabf_cli.core.resolution import scaled_config
 from eabf_cli.core.run_record import run_record, write_run_record
 from eabf_cli.core.subject import Subject, find_subject, load_subject
@@ -96,7 +96,7 @@ def run_evaluation(
         has_own_tasks: off, only those are run.
 
     Returns:
-        the JSON document of DESIGN.md section 5 (see `evaluate`). Beside its keys: `model`, `revision`, `weights`,
+        the JSON document of docs/api.md (see `evaluate`). Beside its keys: `model`, `revision`, `weights`,
         `factor`, `dataset`, `data_hash`, `tasks`, `seed`, `dtype`, `device`, `memory` (estimated, by part),
         `peak_memory_gib`, `tokens_per_s`, `wall_s`, `output`; with suites those of `run_suites`.
         A dry run has no measured key, but `available_gib` and `expected_s`.
@@ -311,19 +311,9 @@ def _count_documents(count: int) -> str:
     return f"{count:,} document{'' if count == 1 else 's'}"
 
 
-@contextmanager
-def _out_of_memory_explained(plan: EvaluationPlan) -> Iterator[None]:
-    """Turn a refused allocation into an error with a way out."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InsufficientMemoryError(
-            f"out of memory on {plan.device} at {max(plan.evaluation.lengths or (0,)):,} tokens: the process held "
-            f"{peak_memory_gib(plan.device):.1f} GiB of {available_memory(plan.device) / 2**30:.1f} GiB\n"
-            "Give shorter --lengths, --dtype bfloat16, or another --device"
-        ) from error
+def _out_of_memory_explained(plan: EvaluationPlan) -> AbstractContextManager[None]:
+    ways_out = "Give shorter --lengths, --dtype bfloat16, or another --device"
+    return out_of_memory_explained(plan.device, max(plan.evaluation.lengths or (0,)), ways_out)
 
 
 def _write(config: EvalRunConfig, output: Path, result: dict[str, Any]) -> None:

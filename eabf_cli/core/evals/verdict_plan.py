@@ -11,6 +11,7 @@ import torch
 from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint import LoadedConfig, load_tokenizer, read_config
 from eabf_cli.core.data.tokenization import encode_text
+from eabf_cli.core.device_memory import available_memory
 from eabf_cli.core.devices import choose_device
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.evals.lengths import estimate_memory, refuse_too_long
@@ -20,7 +21,6 @@ from eabf_cli.core.evals.texts import read_texts
 from eabf_cli.core.evals.verdict_rows import Stretch, cut_stretches
 from eabf_cli.core.evals.verdict_settings import VerdictConfig
 from eabf_cli.core.files import check_target
-from eabf_cli.core.finetune.memory_plan import available_memory
 from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.patch_checkpoint import resolve_request
 from eabf_cli.core.resolution import Resolution

@@ -28,7 +28,7 @@ def export_checkpoint(config: ExportConfig) -> dict[str, Any]:
     The folder appears whole and verified, or not at all; what goes to the Hub goes in one commit.
 
     Returns:
-        the JSON result of DESIGN.md section 5.
+        the JSON result of docs/api.md.
 
     Raises:
         EabfError: anything the user can put right, before weights are read where it can be known; nothing is left

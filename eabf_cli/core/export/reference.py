@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint import has_tokenizer, load_model, load_tokenizer, read_config
+from eabf_cli.core.device_memory import USABLE_SHARE, available_memory
 from eabf_cli.core.devices import choose_device
 from eabf_cli.core.export.clean_reload import compute_logits, describe_tokenizer, hash_tensor, rotary_frequencies
 from eabf_cli.core.export.comparison import Observation
 from eabf_cli.core.export.rows import Rows, choose_rows
-from eabf_cli.core.finetune.memory_plan import USABLE_SHARE, available_memory
 from eabf_cli.core.patching import apply_method, describe_patch, remove_method
 from eabf_cli.core.resolution import resolve_scaling
 from eabf_cli.core.scaling_config import RopeScalingConfig

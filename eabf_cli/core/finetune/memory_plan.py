@@ -1,96 +1,18 @@
-"""What fits: the memory that a device has, the tuning to choose, and what people read about both."""
+"""What fits: the tuning to choose for the memory that a device has, and what people read about both."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from eabf_cli.core.device_memory import USABLE_SHARE, InsufficientMemoryError, available_memory, is_out_of_memory
 from eabf_cli.core.devices import peak_memory_gib
-from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.finetune.memory import GIB, PARTS, MemoryEstimate
 from eabf_cli.core.finetune.settings import TUNINGS
-
-USABLE_SHARE = 0.9
-"""The share of the available memory that a plan may fill."""
-
-
-class InsufficientMemoryError(InvalidConfigError):
-    """A run needs more memory than the device has."""
-
-
-# --- What a device has ----------------------------------------------------------------------------------
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that this process can come to hold on a device: what is free, and what it holds already.
-
-    A CPU has what the kernel calls available, or less under the limit of a container (cgroup v1 or v2).
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    return available_host_memory()
-
-
-def available_host_memory(root: Path = Path("/")) -> int:
-    """`available_memory` of a CPU.
-
-    Args:
-        root: where `proc` and `sys` are.
-    """
-    meminfo = root / "proc" / "meminfo"
-    if not meminfo.is_file():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = 1024 * _fields(meminfo)["MemAvailable"]
-    return min([free, *_cgroup_rooms(root)]) + _resident(root)
-
-
-def _fields(file: Path) -> dict[str, int]:
-    """Names and numbers of a file with a line for each, `Name: 123 kB` or `name 123`."""
-    rows = (line.replace(":", " ").split() for line in file.read_text().splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def _resident(root: Path) -> int:
-    return 1024 * _fields(root / "proc" / "self" / "status")["VmRSS"]
-
-
-def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """Bytes left under each limit that a control group of this process, or one above it, sets."""
-    groups = root / "proc" / "self" / "cgroup"
-    for line in groups.read_text().splitlines() if groups.is_file() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, usage = root / "sys/fs/cgroup", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            base, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        # In a container the path may be the host's, and what is mounted the container's own group.
-        for folder in (group, *group.parents):
-            if (folder / limit).is_file():
-                yield from _room(folder, limit, usage)
-            if folder == base:
-                break
-
-
-def _room(folder: Path, limit: str, usage: str) -> Iterator[int]:
-    text = (folder / limit).read_text().strip()
-    if text == "max":
-        return
-    # Pages of files that nobody uses count as used, and go when they are needed.
-    cache = _fields(folder / "memory.stat").get("inactive_file", 0)
-    yield max(0, int(text) - int((folder / usage).read_text()) + cache)
-
 
 # --- What fits ------------------------------------------------------------------------------------------
 
@@ -198,16 +120,6 @@ class MemorySettings:
     micro_batch: int
     seq_len: int
     uses_pose: bool = False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a refused allocation, on a GPU or by the operating system."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
-    )
 
 
 def explain_out_of_memory(settings: MemorySettings, *, peak_bytes: int, device: str, device_bytes: int) -> str:

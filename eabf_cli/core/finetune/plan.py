@@ -18,19 +18,13 @@ from eabf_cli.core.data.packing import pack_samples
 from eabf_cli.core.data.sample_set import SampleSet
 from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, SampleCollator, TooLong, TooShort, load_samples
 from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
+from eabf_cli.core.device_memory import InsufficientMemoryError, available_memory
 from eabf_cli.core.devices import choose_device, has_fast_bfloat16
 from eabf_cli.core.errors import EabfError, InvalidConfigError
 from eabf_cli.core.evaluation import EvalConfig
 from eabf_cli.core.finetune.control import cut_samples
 from eabf_cli.core.finetune.memory import MemoryEstimate, estimate_memory
-from eabf_cli.core.finetune.memory_plan import (
-    InsufficientMemoryError,
-    MemorySettings,
-    available_memory,
-    choose_tuning,
-    fits,
-    plan_to_dict,
-)
+from eabf_cli.core.finetune.memory_plan import MemorySettings, choose_tuning, fits, plan_to_dict
 from eabf_cli.core.finetune.pose import PoseCollator, pose_samples
 from eabf_cli.core.finetune.recipe import Recipe, recipe_for
 from eabf_cli.core.finetune.settings import TUNING_NAMES, TUNINGS, LoraSettings, RestorationConfig, TrainSettings

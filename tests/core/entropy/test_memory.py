@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from eabf_cli.core.device_memory import InsufficientMemoryError
 from eabf_cli.core.entropy.memory import EntropyMemory, estimate_memory, refuse_too_large
-from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError
 from tests.architectures import build_tiny_config
 
 GIB = 2**30

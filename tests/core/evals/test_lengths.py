@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from eabf_cli.core.device_memory import InsufficientMemoryError
 from eabf_cli.core.evals.lengths import (
     EvalMemory,
     choose_lengths,
@@ -16,7 +17,6 @@ from eabf_cli.core.evals.lengths import (
     refuse_too_long,
 )
 from eabf_cli.core.evals.settings import EvalConfig
-from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError
 from tests.architectures import build_tiny_config, build_tiny_model
 
 GIB = 2**30

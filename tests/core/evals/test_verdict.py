@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from eabf_cli.core.checkpoint import load_model, load_tokenizer
+from eabf_cli.core.device_memory import InsufficientMemoryError
 from eabf_cli.core.errors import DataError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.evals.settings import EvalConfig, EvalRunConfig
 from eabf_cli.core.evals.verdict import VerdictConfig, verdict
 from eabf_cli.core.evals.verdict_plan import make_plan
 from eabf_cli.core.evals.verdict_rows import retrieved_chunks
 from eabf_cli.core.files import read_json
-from eabf_cli.core.finetune.memory_plan import InsufficientMemoryError
 from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 from eabf_cli.core.patching import apply_method

@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from eabf_cli.core.finetune.memory import GIB, PARTS, MemoryEstimate
-from eabf_cli.core.finetune.memory_plan import (
+from eabf_cli.core.device_memory import (
     USABLE_SHARE,
     InsufficientMemoryError,
-    MemorySettings,
     available_host_memory,
     available_memory,
+    is_out_of_memory,
+)
+from eabf_cli.core.finetune.memory import GIB, PARTS, MemoryEstimate
+from eabf_cli.core.finetune.memory_plan import (
+    MemorySettings,
     choose_tuning,
     explain_out_of_memory,
     fits_on,
     format_plan,
-    is_out_of_memory,
     out_of_memory_explained,
     plan_to_dict,
 )
