@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import os
 import platform
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +58,31 @@ def now() -> float:
 def number_list(text: str) -> list[int]:
     """What an option such as `--lengths 2048,4096` says."""
     return [int(part) for part in text.split(",")]
+
+
+def run_apart(
+    script: str, side: str, arguments: Sequence[str], options: argparse.Namespace, names: Sequence[str]
+) -> Any:
+    """What a script prints for one side, in a fresh process.
+
+    Args:
+        arguments: more words of its command line.
+        names: options that are handed on.
+    """
+    words = [script, "--side", side, *arguments]
+    for name in names:
+        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, env=environment, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def publish(report: dict[str, Any], options: argparse.Namespace, table: str) -> None:
+    """Keep a report where `--output` says, and print it as `--json` or as a table."""
+    text = json.dumps(report, indent=2)
+    if options.output:
+        options.output.write_text(text + "\n")
+    print(text if options.json else table)
 
 
 def machine_line(machine: dict[str, Any]) -> str:

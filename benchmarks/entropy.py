@@ -33,9 +33,9 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
 from eabf_cli.core.architectures import decoder
+from eabf_cli.core.device_memory import available_memory
 from eabf_cli.core.entropy.measurement import measure_document
 from eabf_cli.core.entropy.positions import choose_positions, log_positions
-from eabf_cli.core.finetune.memory_plan import available_memory
 
 GIB = 2**30
 
@@ -94,9 +94,7 @@ def main() -> None:
         results.append({"length": length, "sides": summaries, "max_difference": max_differences(entropies)})
     settings = {name: getattr(options, name) for name in ("model", "dtype", "num_positions", "rounds")}
     report = {"machine": common.machine(options.device), **settings, "results": results}
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    common.publish(report, options, table(report))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +45,7 @@ def main() -> None:
         "sides": {side: summary(found) for side, found in runs.items()},
         "max_difference": max_difference(runs["eabf"][0], runs["plain"][0]),
     }
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    common.publish(report, options, table(report))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,18 +67,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def run_apart(side: str, options: argparse.Namespace) -> dict[str, Any]:
     """One side in a fresh process."""
-    arguments = ["--side", side, "--model", options.model, "--lengths", ",".join(map(str, options.lengths))]
-    for name in ("documents", "trials", "target_tokens", "dtype", "device"):
-        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"TQDM_DISABLE": "1"},
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    arguments = ["--lengths", ",".join(map(str, options.lengths))]
+    names = ("model", "documents", "trials", "target_tokens", "dtype", "device")
+    return common.run_apart(__file__, side, arguments, options, names)
 
 
 # ---- The sides -----------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
-import json
 import sys
 import tempfile
 import time
@@ -55,9 +54,7 @@ def main() -> None:
         results.append({"length": length, "sides": {name: summary(runs, length) for name, runs in sides.items()}})
     settings = {name: getattr(options, name) for name in ("model", "dtype", "checkpointing", "chunk_tokens", "rounds")}
     report = {"machine": common.machine(options.device), **settings, "results": results}
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2) if options.json else table(report, options))
+    common.publish(report, options, table(report, options))
 
 
 def parse_arguments() -> argparse.Namespace:

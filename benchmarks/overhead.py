@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +39,7 @@ def main() -> None:
     results = [measure(length, options) for length in options.lengths]
     settings = {name: getattr(options, name) for name in ("model", "method", "dtype", "rounds", "steps")}
     report = {"machine": common.machine(options.device), **settings, "results": results}
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    common.publish(report, options, table(report))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,7 +10,6 @@ reads the files into the system's cache, is not counted. A peer is a command bes
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -32,9 +31,7 @@ def main() -> None:
     seconds = run_in_turns(commands(options.peers), options.rounds)
     results = {name: {"seconds": median(found), "rounds_s": found} for name, found in seconds.items()}
     report = {"machine": common.machine("cpu"), "rounds": options.rounds, "target_s": TARGET_S, "results": results}
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    common.publish(report, options, table(report))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -23,7 +23,6 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -66,9 +65,7 @@ def main() -> None:
         **settings,
         "results": results,
     }
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    common.publish(report, options, table(report))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,18 +88,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def run_apart(side: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
     """One side in a fresh process."""
-    arguments = ["--side", side, "--lengths", str(length), "--model", options.model]
-    for name in ("new_tokens", "chunk_tokens", "dtype", "device"):
-        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"TQDM_DISABLE": "1"},
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    arguments = ["--lengths", str(length)]
+    names = ("model", "new_tokens", "chunk_tokens", "dtype", "device")
+    return common.run_apart(__file__, side, arguments, options, names)
 
 
 # ---- The sides -----------------------------------------------------------------------------------
