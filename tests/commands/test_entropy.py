@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import load_file
 from transformers import GPT2Config
 
@@ -24,6 +23,7 @@ from eabf_cli.core.patching import apply_eabf
 from tests.conftest import Eabf
 from tests.core.data.pdf_files import make_pdf
 from tests.fork_server import ForkServer
+from tests.outcomes import assert_told, printed, succeeded
 from tests.tiny_llama import LAYERS, WINDOW, edit_config, write_tiny_llama
 
 HEADS = 4
@@ -53,23 +53,6 @@ CONTRACT_KEYS = {
     "output",
 }
 FILES = ["eabf_run.json", "entropy.json", "entropy.png", "report.html"]
-
-
-def succeeded(result: Result) -> Result:
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
-
-
-def printed(result: Result) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(succeeded(result).stdout)
-    return value
-
-
-def assert_told(result: Result, *said: str, exit_code: int = 1) -> None:
-    assert result.exit_code == exit_code, (result.stderr, result.exception)
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stdout == ""
-    assert [part for part in said if part not in result.stderr] == [], result.stderr
 
 
 def brute_force(model: Any, texts: Path, tokenizer: Any, length: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 
 from eabf_cli.core.checkpoint import load_model, load_tokenizer
 from eabf_cli.core.data.records import open_records
@@ -16,26 +15,10 @@ from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 from eabf_cli.core.patching import apply_method
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from tests.conftest import Eabf
+from tests.outcomes import assert_told, printed, succeeded
 from tests.tiny_llama import TARGET, WINDOW, write_tiny_llama
 
 FILES = {"eabf_run.json", "eval.json", "table.txt", "report.html", "report.md"}
-
-
-def succeeded(result: Result) -> Result:
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
-
-
-def printed(result: Result) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(succeeded(result).stdout)
-    return value
-
-
-def assert_told(result: Result, *said: str, exit_code: int = 1) -> None:
-    assert result.exit_code == exit_code, (result.stderr, result.exception)
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stdout == ""
-    assert [part for part in said if part not in result.stderr] == [], result.stderr
 
 
 @pytest.fixture

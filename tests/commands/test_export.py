@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import load_file
 
 from eabf_cli.core.checkpoint import load_model
 from tests.conftest import Eabf
 from tests.fork_server import ForkServer
+from tests.outcomes import succeeded
 from tests.tiny_llama import TARGET, WINDOW, logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,11 +43,6 @@ def finetune(eabf: Eabf, model: Path, texts: Path, *options: Any) -> Path:
     result = eabf("finetune", "-m", model, "--dataset", texts, "--json", *short, *options)
     assert result.exit_code == 0, (result.stderr, result.exception)
     return Path(json.loads(result.stdout)["output"])
-
-
-def succeeded(result: Result) -> Result:
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result
 
 
 def run_alone(script: str, folder: Path, tmp_path: Path) -> list[str]:

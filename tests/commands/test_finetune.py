@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import load_file
 
 from tests.conftest import Eabf
 from tests.fork_server import ForkServer
+from tests.outcomes import printed
 from tests.tiny_llama import TARGET, WINDOW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,12 +42,6 @@ def all_arguments(model: Path, texts_file: Path) -> list[Any]:
         "--dtype": "float32",
     }
     return ["finetune", *(part for option in options.items() for part in option)]
-
-
-def printed(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    value: dict[str, Any] = json.loads(result.stdout)
-    return value
 
 
 def test_one_json_document_and_the_conversation_apart(eabf: Eabf, arguments: list[Any], workdir: Path) -> None:

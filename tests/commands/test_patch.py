@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -23,6 +22,7 @@ from eabf_cli.modeling_eabf import FAMILIES
 from tests.architectures import ARCHITECTURE_CONFIGS, build_tiny_model, random_tokens
 from tests.conftest import Eabf
 from tests.fork_server import ForkServer
+from tests.outcomes import printed, succeeded
 from tests.scalings import SCALED_METHODS, scaling_for
 from tests.tiny_llama import ROPE_THETA, TARGET, WINDOW, edit_config, logits, read_config, write_tiny_llama
 
@@ -43,19 +43,8 @@ AUTO_THETA = (TARGET / math.tau) ** (math.log(ROPE_THETA) / math.log(WINDOW / ma
 CODE_FREE = [name for name in METHODS if name not in ("eabf", "logn")]
 
 
-def succeeded(result: Result) -> Result:
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
-
-
 def paper_base(method: str) -> tuple[str, ...]:
     return PAPER if METHODS[method].raises_theta else ()
-
-
-def printed(result: Result) -> dict[str, Any]:
-    """The one JSON document on stdout."""
-    value: dict[str, Any] = json.loads(succeeded(result).stdout)
-    return value
 
 
 def contents(folder: Path) -> dict[str, str]:

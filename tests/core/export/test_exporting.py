@@ -32,6 +32,7 @@ from tests.core.export.test_weights import disturb
 from tests.core.test_gguf import write_gguf
 from tests.scalings import scaling_for
 from tests.tiny_llama import TARGET, WINDOW, edit_config, logits, read_config, tiny_llama, write_tiny_llama
+from tests.unverified import NOTHING_COMPARED
 
 TOKEN = "hf_not_to_be_seen_anywhere"
 HUB = HubTarget(repo_id="owner/name", token=TOKEN)
@@ -75,16 +76,7 @@ def without_verification(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def verify(folder: Path, source: object, **settings: object) -> Verification:
         asked.append(folder)
-        return Verification(
-            max_logit_difference=0.0,
-            max_logit=1.0,
-            tolerance=1e-4,
-            compute_dtype="float32",
-            lengths=(),
-            spread_to=0,
-            logit_scale={},
-            checks={},
-        )
+        return NOTHING_COMPARED
 
     monkeypatch.setattr(exporting, "verify_export", verify)
     return asked
