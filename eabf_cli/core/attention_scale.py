@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +20,59 @@ _CONFIG_FREE = ("eager", "sdpa", "flex_attention")
 _POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
 
 
+class PassScale:
+    """t of the forward pass that goes on: its layers have the same positions, and the first of them computes it.
+
+    Only while the decoder runs, so that positions which are changed in place between two passes are not missed. It
+    is for decoding, where the few small operations of a layer are as long as its attention.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._last: tuple[Tensor, torch.dtype, Tensor] | None = None
+
+    def open(self, *hook_arguments: Any) -> None:
+        """Forward pre-hook of the decoder."""
+        # A graph has no use for it, and would be guarded by what it holds.
+        if not torch.compiler.is_compiling():
+            self._is_open = True
+
+    def close(self, *hook_arguments: Any) -> None:
+        """Forward hook of the decoder, also where it fails."""
+        if not torch.compiler.is_compiling():
+            self._is_open, self._last = False, None
+
+    def factors(self, position_ids: Tensor, dtype: torch.dtype, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives for these positions and this dtype, computed once in a pass."""
+        if torch.compiler.is_compiling() or not self._is_open:
+            return compute()
+        last = self._last
+        if last is None or last[0] is not position_ids or last[1] != dtype:
+            last = self._last = (position_ids, dtype, compute())
+        return last[2]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerScale:
     """What a scaled attention module knows about its scale.
 
-    `model_config` is the model's live configuration: it names the kernel to hand over to.
+    `model_config` is the model's live configuration: it names the kernel to hand over to. `pass_scale` is shared by
+    the model's layers.
     """
 
     rule: str
     original_max_position_embeddings: int
     model_config: PretrainedConfig
+    pass_scale: PassScale
+
+    def factors(self, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """t of each query, (batch or 1, 1, queries, 1), computed in float32 and cast last."""
+
+        def compute() -> Tensor:
+            t = logit_scale(self.rule, position_ids, self.original_max_position_embeddings)
+            return t[:, None, :, None].to(dtype)
+
+        return self.pass_scale.factors(position_ids, dtype, compute)
 
 
 class _KernelView:
@@ -69,8 +113,7 @@ def scaled_attention(
             f"{type(module).__name__} was called without position_ids, so the attention scale is not known: "
             "call the model, not its layers, or pass position_ids"
         )
-    t = logit_scale(scale.rule, position_ids, scale.original_max_position_embeddings)  # (batch or 1, queries)
-    query = query * t[:, None, :, None].to(query.dtype)
+    query = query * scale.factors(position_ids, query.dtype)
     return call_kernel(
         module, scale.model_config, query, key, value, attention_mask, position_ids=position_ids, **kwargs
     )

@@ -23,6 +23,7 @@ from eabf_cli.core import architectures
 from eabf_cli.core.attention_scale import (
     KERNEL_NAME,
     LayerScale,
+    PassScale,
     derive_position_ids,
     register_kernel,
 )
@@ -42,7 +43,7 @@ class PatchState:
     resolution: Resolution
     original_config: PretrainedConfig
     original_rotary: nn.Module
-    position_hook: RemovableHandle
+    hooks: list[RemovableHandle]
 
 
 def apply_eabf(
@@ -123,12 +124,15 @@ def apply_resolution(model: PreTrainedModel, resolution: Resolution) -> PatchRep
         resolution=resolution,
         original_config=original_config,
         original_rotary=base.rotary_emb,
-        position_hook=base.register_forward_pre_hook(derive_position_ids, with_kwargs=True),
+        hooks=[base.register_forward_pre_hook(derive_position_ids, with_kwargs=True)],
     )
     _swap_config(model, original_config, new_config)
     base.rotary_emb = rotary
     if resolution.scaling.entry.logit_scale is not None:
         register_kernel()
+        pass_scale = PassScale()
+        state.hooks.append(base.register_forward_pre_hook(pass_scale.open))
+        state.hooks.append(base.register_forward_hook(pass_scale.close, always_call=True))
         attention_config = copy.copy(new_config)
         attention_config._attn_implementation = KERNEL_NAME
         for layer in architectures.attention_layers(model):
@@ -139,6 +143,7 @@ def apply_resolution(model: PreTrainedModel, resolution: Resolution) -> PatchRep
                 rule=resolution.scaling.entry.logit_scale,
                 original_max_position_embeddings=report.original_max_position_embeddings,
                 model_config=new_config,
+                pass_scale=pass_scale,
             )
     setattr(model, _STATE, state)
     model.save_pretrained = MethodType(save_patched, model)
@@ -171,7 +176,8 @@ def remove_method(model: PreTrainedModel) -> RopeScalingConfig:
             layer.module.config = new_config
     _swap_config(model, new_config, state.original_config)
     architectures.decoder(model).rotary_emb = state.original_rotary.to(model.device)
-    state.position_hook.remove()
+    for hook in state.hooks:
+        hook.remove()
     delattr(model, _STATE)
     del model.save_pretrained
     return state.resolution.scaling
