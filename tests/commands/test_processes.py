@@ -96,6 +96,32 @@ def test_what_cannot_be_shared_out_is_refused_by_all(tiny_llama_folder: Path, te
     assert "batch size 3 cannot be shared out to 2 processes" in refused.stderr
 
 
+LATE = """
+import os, time
+from eabf_cli.cli import main
+from eabf_cli.core.finetune import run
+
+check_folder = run.check_folder
+
+def late(*arguments):
+    if os.environ["RANK"] == "1":
+        time.sleep(3)
+    check_folder(*arguments)
+
+run.check_folder = late
+main(prog_name="eabf")
+"""
+
+
+def test_a_late_process_does_not_refuse_the_folder_that_another_made(
+    tiny_llama_folder: Path, texts_file: Path, workdir: Path
+) -> None:
+    (workdir / "late.py").write_text(LATE)
+    arguments = [*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run"]
+    launched = launch(arguments, workdir, program=("late.py",))
+    assert launched.returncode == 0, launched.stderr
+
+
 def test_sharding_on_cpus_is_refused(tiny_llama_folder: Path, texts_file: Path, workdir: Path) -> None:
     arguments = [*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run"]
     refused = launch(arguments, workdir, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")

@@ -85,6 +85,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         return finished
     if not config.dry_run:
         check_folder(config, target)
+        # None may find, and refuse, what a faster one has made of the folder.
+        wait_for_everyone()
     plan = make_plan(config, target)
     if config.dry_run and not config.probe:
         return planned_result(plan)
