@@ -143,7 +143,6 @@ def contexts(tokenizer: Any) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, contexts: list[str]) -> Path:
     """Task files as lm-eval reads them."""
-    pytest.importorskip("lm_eval")
     write_rows(tmp_path, contexts, ["" for _ in contexts])
     for name, text in FILES.items():
         (tmp_path / name).write_text(text.replace("ROWS", f"{tmp_path}/rows.jsonl"))
@@ -352,7 +351,6 @@ def test_a_chat_needs_a_template(folder: Path, model: Any, tokenizer: Any) -> No
 
 @pytest.mark.slow
 def test_unknown_tasks_are_answered_with_the_nearest_names() -> None:
-    pytest.importorskip("lm_eval")
     with pytest.raises(InvalidConfigError, match=r"no task 'longbench_qaspr': did you mean .*longbench_qasper"):
         Suites(SuiteConfig(tasks=("paper", "short", "ruler", "longbench_qaspr")))
 
