@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eabf_cli.core.entropy.panels import KINDS, Array, Panel, layer_colours, model_name, panels_of
+from eabf_cli.core.pages import page_environment, source_hash, template_file, tool_version
 
+_PACKAGE = "eabf_cli.core.entropy"
 PAGE_FILE = "report.html"
 MAX_POSITIONS = 64
 # About 6 bytes each in the page, which stays below 3 MB.
@@ -38,14 +35,8 @@ def render_page(result: dict[str, Any]) -> str:
     """The page's HTML; see `write_page`."""
     panels = panels_of(result)
     kept = kept_positions(result["positions"], panels)
-    style, script = (Markup(_template_file(name)) for name in ("report.css", "report.js"))
-    environment = Environment(
-        loader=PackageLoader("eabf_cli.core.entropy"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    style, script = (Markup(template_file(_PACKAGE, name)) for name in ("report.css", "report.js"))
+    environment = page_environment(_PACKAGE)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     compare = result.get("compare")
     return environment.get_template("report.html").render(
@@ -54,7 +45,7 @@ def render_page(result: dict[str, Any]) -> str:
         script=script,
         name=str(result["model"]),
         other=model_name(compare) if compare else None,
-        version=_version(),
+        version=tool_version(),
         facts=_facts(result),
         notes=result.get("notes") or [],
         slope_range=result["slope_range"],
@@ -86,24 +77,9 @@ def kept_positions(positions: list[int], panels: list[Panel]) -> list[int]:
 def _policy(style: str, script: str) -> str:
     """A Content-Security-Policy under which nothing is loaded, and nothing runs but the page's own script."""
     return (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _template_file(name: str) -> str:
-    return (files("eabf_cli.core.entropy") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _version() -> str | None:
-    try:
-        return version("eabf-cli")
-    except PackageNotFoundError:
-        return None
 
 
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
