@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,12 +118,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_explained(device: torch.device, length: int, ways_out: str) -> Iterator[None]:
-    """Turn a refused allocation into an error with ways out.
-
-    Args:
-        length: of the longest row, in tokens.
-        ways_out: a sentence without its full stop.
+def out_of_memory_explained(explain: Callable[[], str]) -> Iterator[None]:
+    """Turn a refused allocation into an error with what `explain` says.
 
     Raises:
         InsufficientMemoryError: there was not enough memory.
@@ -133,7 +129,17 @@ def out_of_memory_explained(device: torch.device, length: int, ways_out: str) ->
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InsufficientMemoryError(
-            f"out of memory on {device} at {length:,} tokens: the process held {peak_memory_gib(device):.1f} GiB of "
-            f"{available_memory(device) / 2**30:.1f} GiB\n{ways_out}"
-        ) from error
+        raise InsufficientMemoryError(explain()) from error
+
+
+def explain_long_row(device: torch.device, length: int, ways_out: str) -> str:
+    """That a row was too long for a device, and the ways out.
+
+    Args:
+        length: of the longest row, in tokens.
+        ways_out: a sentence without its full stop.
+    """
+    return (
+        f"out of memory on {device} at {length:,} tokens: the process held {peak_memory_gib(device):.1f} GiB of "
+        f"{available_memory(device) / 2**30:.1f} GiB\n{ways_out}"
+    )

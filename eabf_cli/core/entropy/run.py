@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from eabf_cli.core.device_memory import out_of_memory_explained
+from eabf_cli.core.device_memory import explain_long_row, out_of_memory_explained
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.entropy.measurement import measure_document
 from eabf_cli.core.entropy.plan import EntropyPlan, plan_entropy
@@ -151,7 +151,7 @@ def _load(plan: EntropyPlan, subject: Subject) -> PreTrainedModel:
 
 def _out_of_memory_explained(plan: EntropyPlan) -> AbstractContextManager[None]:
     ways_out = "Give a shorter --length, --dtype bfloat16, or another --device"
-    return out_of_memory_explained(plan.device, plan.documents.length, ways_out)
+    return out_of_memory_explained(lambda: explain_long_row(plan.device, plan.documents.length, ways_out))
 
 
 # ---- The folder --------------------------------------------------------------------------------------

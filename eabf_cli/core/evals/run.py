@@ -17,7 +17,7 @@ from tqdm import tqdm
 from eabf_cli.core import architectures
 from eabf_cli.core.checkpoint import load_tokenizer, stored_dtype
 from eabf_cli.core.data.tokenization import encode_text
-from eabf_cli.core.device_memory import available_memory, out_of_memory_explained
+from eabf_cli.core.device_memory import available_memory, explain_long_row, out_of_memory_explained
 from eabf_cli.core.devices import choose_device, has_fast_bfloat16, peak_memory_gib, torch_dtype
 from eabf_cli.core.errors import DataError
 from eabf_cli.core.evals.lengths import (
@@ -313,7 +313,9 @@ def _count_documents(count: int) -> str:
 
 def _out_of_memory_explained(plan: EvaluationPlan) -> AbstractContextManager[None]:
     ways_out = "Give shorter --lengths, --dtype bfloat16, or another --device"
-    return out_of_memory_explained(plan.device, max(plan.evaluation.lengths or (0,)), ways_out)
+    return out_of_memory_explained(
+        lambda: explain_long_row(plan.device, max(plan.evaluation.lengths or (0,)), ways_out)
+    )
 
 
 def _write(config: EvalRunConfig, output: Path, result: dict[str, Any]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from eabf_cli.core.device_memory import USABLE_SHARE, InsufficientMemoryError, available_memory, is_out_of_memory
+from eabf_cli.core.device_memory import (
+    USABLE_SHARE,
+    InsufficientMemoryError,
+    available_memory,
+    out_of_memory_explained,
+)
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.finetune.memory import GIB, PARTS, MemoryEstimate
 from eabf_cli.core.finetune.settings import TUNINGS
@@ -145,22 +150,13 @@ def explain_out_of_memory(settings: MemorySettings, *, peak_bytes: int, device: 
     )
 
 
-@contextlib.contextmanager
-def out_of_memory_explained(settings: MemorySettings, device: torch.device) -> Iterator[None]:
-    """Turn a refused allocation into one message with a way out.
-
-    Raises:
-        InsufficientMemoryError: there was not enough memory.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        message = explain_out_of_memory(
+def run_memory_explained(settings: MemorySettings, device: torch.device) -> AbstractContextManager[None]:
+    """`out_of_memory_explained` for a training run: what its settings could do about it."""
+    return out_of_memory_explained(
+        lambda: explain_out_of_memory(
             settings,
             peak_bytes=round(peak_memory_gib(device) * GIB),
             device=str(device),
             device_bytes=available_memory(device),
         )
-        raise InsufficientMemoryError(message) from error
+    )

@@ -25,7 +25,7 @@ from eabf_cli.core.evaluation import evaluate
 from eabf_cli.core.files import check_space, disk_errors_explained
 from eabf_cli.core.finetune.control import cut_samples
 from eabf_cli.core.finetune.interrupts import terminated_as_interrupted
-from eabf_cli.core.finetune.memory_plan import out_of_memory_explained
+from eabf_cli.core.finetune.memory_plan import run_memory_explained
 from eabf_cli.core.finetune.metrics import plot_loss
 from eabf_cli.core.finetune.plan import FinetuneConfig, FinetunePlan, find_target, make_plan, planned_result
 from eabf_cli.core.finetune.probe import probe
@@ -93,13 +93,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if plan.source.gguf_file is None:
         plan.source.weight_files()
     if config.dry_run:
-        with out_of_memory_explained(plan.memory_settings, choose_device(config.device)):
+        with run_memory_explained(plan.memory_settings, choose_device(config.device)):
             return planned_result(plan) | {"probe": _Run(config, plan).probe()}
     check_space(plan.folder, plan.disk_bytes)
     with disk_errors_explained(plan.folder), terminated_as_interrupted():
         resume_from = open_folder(config, plan)
         try:
-            with out_of_memory_explained(plan.memory_settings, choose_device(config.device)):
+            with run_memory_explained(plan.memory_settings, choose_device(config.device)):
                 return _Run(config, plan).carry_out(resume_from)
         except KeyboardInterrupt as interrupt:
             if isinstance(interrupt, TrainingInterrupted) and not is_main_process():
