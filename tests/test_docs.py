@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -16,12 +15,12 @@ import click
 import pytest
 
 from eabf_cli.cli import main as app
+from tests.transformers_457 import PYTHON_457, needs_457
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     str(path.relative_to(REPOSITORY)) for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"))
 )
-PYTHON_457 = os.environ.get("EABF_TRANSFORMERS_457_PYTHON")
 HUB_PREFIXES = ("https://", "http://")
 
 
@@ -201,7 +200,7 @@ def test_results_have_the_keys_that_the_api_page_names(results: dict[str, dict[s
         assert set(named) <= set(results[function]), function
 
 
-@pytest.mark.skipif(not PYTHON_457, reason="EABF_TRANSFORMERS_457_PYTHON names no interpreter with transformers 4.57")
+@needs_457
 def test_readme_python_for_transformers_alone_runs_in_457(demo_run: Path) -> None:
     (block,) = (block for block in code_blocks(read("README.md"), "python") if "trust_remote_code" in block)
     assert PYTHON_457 is not None

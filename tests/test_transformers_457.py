@@ -6,8 +6,6 @@ The other interpreter, one with torch and transformers 4.57, is named by EABF_TR
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from eabf_cli.modeling_eabf import FAMILIES
+from tests.transformers_457 import needs_457, run_457
 
-PYTHON_457 = os.environ.get("EABF_TRANSFORMERS_457_PYTHON")
-pytestmark = pytest.mark.skipif(
-    not PYTHON_457, reason="EABF_TRANSFORMERS_457_PYTHON names no interpreter with transformers 4.57"
-)
+pytestmark = needs_457
 WINDOW = 16
 ONLY_ROPE_PARAMETERS = "llama-rope-parameters"
 
@@ -115,20 +111,8 @@ def crossed(tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, torch.Te
         save_file(inputs, root / name / "inputs.safetensors")
     keep_only_rope_parameters(root / ONLY_ROPE_PARAMETERS / "5/config.json")
 
-    assert PYTHON_457 is not None
-    environment = {**os.environ, "HF_HOME": str(root), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    run = subprocess.run(
-        [PYTHON_457, "-c", SCRIPT_457, *(str(root / name) for name in models)],
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        cwd=root,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return {"": run.stdout, **{name: (model, root / name) for name, model in models.items()}}
+    said = run_457(SCRIPT_457, root, *(str(root / name) for name in models))
+    return {"": said, **{name: (model, root / name) for name, model in models.items()}}
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,6 @@ The other interpreter is named by EABF_TRANSFORMERS_457_PYTHON.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,9 @@ from eabf_cli import load_model
 from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 from tests.tiny_llama import token_ids
+from tests.transformers_457 import needs_457, run_457
 
-PYTHON_457 = os.environ.get("EABF_TRANSFORMERS_457_PYTHON")
-pytestmark = pytest.mark.skipif(
-    not PYTHON_457, reason="EABF_TRANSFORMERS_457_PYTHON names no interpreter with transformers 4.57"
-)
+pytestmark = needs_457
 METHODS = ("abf", "dynamic", "linear", "ntk", "ntk-by-parts", "yarn")
 
 SCRIPT_457 = """
@@ -53,20 +49,8 @@ def loaded(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         request = MethodRequest(method=method)
         patch_checkpoint(PatchConfig(model=str(tiny_llama_folder), output=root / method, request=request))
     save_file({"input_ids": token_ids()}, root / "inputs.safetensors")
-    assert PYTHON_457 is not None
-    environment = {**os.environ, "HF_HOME": str(root), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    run = subprocess.run(
-        [PYTHON_457, "-c", SCRIPT_457, str(root), *METHODS, "native"],
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        cwd=root,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return root, run.stdout
+    said = run_457(SCRIPT_457, root, str(root), *METHODS, "native")
+    return root, said
 
 
 @pytest.mark.parametrize("method", METHODS)
