@@ -133,3 +133,12 @@ def open_browser() -> Iterator[Browser]:
             yield Browser(driver)
         finally:
             driver.quit()
+
+
+def assert_quiet_fitting_and_legible(browser: Browser) -> None:
+    """The open page says nothing on the console, asks for nothing, has no overflow, and enough contrast (WCAG AA)."""
+    assert browser.console() == []
+    assert browser.requests() == []
+    assert browser.overflow() == 0
+    ratio, text = browser.lowest_contrast()
+    assert ratio >= 4.5, text

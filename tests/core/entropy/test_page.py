@@ -17,7 +17,7 @@ from selenium.webdriver.support.select import Select
 
 from eabf_cli.core.entropy.page import MAX_POSITIONS, kept_positions, render_page, table_positions, write_page
 from eabf_cli.core.entropy.panels import panels_of
-from tests.browser import Browser, needs_browser, open_browser
+from tests.browser import Browser, assert_quiet_fitting_and_legible, needs_browser, open_browser
 from tests.core.entropy.made_up_result import WINDOW, made_up_result
 from tests.core.entropy.test_plots import without_slopes
 
@@ -192,11 +192,7 @@ def test_page_is_quiet_fits_and_is_legible(
     long_name = "/a/long/folder/with-a-name-that-has-no-space-in-it-at-all-and-goes-on-and-on-until-it-ends"
     path = write_page(made_up_result(compare=compare, scores=True, model=long_name), tmp_path)
     browser.open(path, width=width, dark=dark)
-    assert browser.console() == []
-    assert browser.requests() == []
-    assert browser.overflow() == 0
-    ratio, text = browser.lowest_contrast()
-    assert ratio >= 4.5, text
+    assert_quiet_fitting_and_legible(browser)
 
 
 @needs_browser

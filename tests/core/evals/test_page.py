@@ -12,7 +12,7 @@ import pytest
 from eabf_cli.core.evals.page import render_page
 from eabf_cli.core.evals.report import view
 from eabf_cli.core.evals.svg import NUM_STYLES, series_class
-from tests.browser import Browser, needs_browser, open_browser
+from tests.browser import Browser, assert_quiet_fitting_and_legible, needs_browser, open_browser
 from tests.core.evals.made_up_results import LENGTHS, made_up_comparison, made_up_evaluation, made_up_verdict
 
 HOSTILE = '</title></style><script>window.hacked = true</script><img src=x onerror="window.hacked = true">'
@@ -57,11 +57,7 @@ def test_more_series_than_colours_are_told_apart_by_dashes() -> None:
 def test_page_is_quiet_fits_and_is_legible(browser: Browser, tmp_path: Path, kind: str, width: int, dark: bool) -> None:
     long_name = "/a/long/folder/with-a-name-that-has-no-space-in-it-at-all-and-goes-on-and-on-until-it-ends"
     browser.open(write(RESULTS[kind] | {"model": long_name}, tmp_path), width=width, dark=dark)
-    assert browser.console() == []
-    assert browser.requests() == []
-    assert browser.overflow() == 0
-    ratio, text = browser.lowest_contrast()
-    assert ratio >= 4.5, text
+    assert_quiet_fitting_and_legible(browser)
 
 
 @needs_browser

@@ -22,8 +22,8 @@ from eabf_cli.core.finetune.memory_plan import (
     explain_out_of_memory,
     fits_on,
     format_plan,
-    out_of_memory_explained,
     plan_to_dict,
+    run_memory_explained,
 )
 
 MIB = 2**20
@@ -196,8 +196,8 @@ def test_a_refused_allocation_is_recognised() -> None:
 def test_a_refused_allocation_becomes_one_message() -> None:
     run = MemorySettings(tuning="lora", checkpointing=True, micro_batch=1, seq_len=512)
     refusal = pytest.raises(InsufficientMemoryError, match="out of memory on cpu: the run held")
-    with refusal as raised, out_of_memory_explained(run, CPU):
+    with refusal as raised, run_memory_explained(run, CPU):
         torch.empty(2**60, dtype=torch.uint8)
     assert isinstance(raised.value.__cause__, RuntimeError)
-    with pytest.raises(RuntimeError, match="another"), out_of_memory_explained(run, CPU):
+    with pytest.raises(RuntimeError, match="another"), run_memory_explained(run, CPU):
         raise RuntimeError("another")
