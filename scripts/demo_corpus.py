@@ -174,6 +174,19 @@ def build_corpus(work_dir: Path) -> None:
     _write(text_dir / "sources.json", json.dumps(record, indent=2) + "\n")
 
 
+def source_text(name: str, work_dir: Path) -> str:
+    """The text of one source, fetched and unpacked under `work_dir` if it is not there yet.
+
+    Raises:
+        KeyError: no such source.
+    """
+    source = {source.name: source for source in SOURCES}[name]
+    root = work_dir / "unpacked" / source.name
+    for package in source.packages:
+        _fetch(package, work_dir / "debs", root)
+    return "\n\n".join(_clip(source.extract(root), source.max_bytes))
+
+
 def split_held_out(paragraphs: list[str], share: float = HELD_OUT_SHARE) -> tuple[list[str], list[str]]:
     """Split so that the second part is the last `share` of the text, cut between two paragraphs."""
     remaining = share * sum(map(len, paragraphs))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from variants import ABLATIONS, PUBLISHED, TUNED, Variant, factorial, tuning_variants
 
+from eabf_cli.core.methods import METHODS
+
 WINDOW = 512
 TARGET_WINDOW = 2_048
 WITHIN_TARGET = (512, 1_024, 2_048)
@@ -26,7 +28,8 @@ class Cell:
         num_samples: training samples; 0 applies the method and trains nothing.
         seed: draws the samples, their order and the prompts.
         lengths: window lengths that are measured, in tokens.
-        split: the held-out documents that are measured: "test", or "dev" for every choice that is made.
+        split: the held-out documents that are measured: "test", or "dev" for every choice that is made; "books" are
+            the larger model's texts.
     """
 
     name: str
@@ -83,10 +86,28 @@ def study() -> list[Cell]:
     ]
 
 
+def larger_model(seeds: Iterable[int] = SEEDS) -> list[Cell]:
+    """SmolLM2-135M-Instruct at twice its window under every method of the table, without training."""
+    variants = {name: Variant(method=name, factor=2.0) for name in METHODS}
+    return [
+        Cell(
+            name=f"smollm2-{name}",
+            variant=variant,
+            num_samples=0,
+            seed=seed,
+            lengths=(8_192, 16_384),
+            split="books",
+        )
+        for seed in seeds
+        for name, variant in ({"original": None} | variants).items()
+    ]
+
+
 EXPERIMENTS = {
     "extrapolation": extrapolation,
     "data-efficiency": data_efficiency,
     "tuning": tuning,
     "ablations": ablations,
+    "larger-model": larger_model,
     "study": study,
 }

@@ -166,7 +166,7 @@ def _measure(model: PreTrainedModel, tokenizer: Any, cell: Cell) -> tuple[dict[s
             for length, found in evaluate_scores(model, tokenizer, more).trials["passkey"].items():
                 values["passkey"][str(length)] += found
                 clusters["passkey"][str(length)] = list(range(len(values["passkey"][str(length)])))
-    return {"values": _rounded(values), "clusters": clusters}, measured.result["effective_length"]
+    return {"values": rounded(values), "clusters": clusters}, measured.result["effective_length"]
 
 
 def _is_known(trials: list[float]) -> bool:
@@ -175,7 +175,7 @@ def _is_known(trials: list[float]) -> bool:
     return high - low <= 2 * _HALF_WIDTH
 
 
-def _rounded(values: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
+def rounded(values: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
     """Short numbers: whole ones as such, losses to 1e-5 nats."""
     return {
         name: {

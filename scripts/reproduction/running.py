@@ -57,6 +57,10 @@ def cell_file(folder: Path, cell: Cell) -> Path:
 
 def _work(cell: Cell) -> dict[str, Any]:
     # The training stack takes seconds to import, and the parent does without.
+    if cell.split == "books":
+        from larger_model import measure_larger_model
+
+        return measure_larger_model(cell)
     from measuring import measure_cell
 
     return measure_cell(cell)

@@ -14,7 +14,7 @@ class Variant:
     Attributes:
         method: an entry of the table of methods, or of the study's own (`study_methods`).
         factor: target window over the original one, as the method is told; the samples stay as long as they are.
-        rope_theta: the base frequency; None takes the method's own rule.
+        rope_theta: the base frequency, or the rule that chooses it; None takes the method's own.
         unscaled_layers: layers whose logits are not scaled; None takes the method's own.
         learning_rate: None takes the recipe's.
         loss: "plain", "restoration" (`RestorationConfig`, on every micro-batch) or "longce" (`longce`).
@@ -22,7 +22,7 @@ class Variant:
 
     method: str
     factor: float = FACTOR
-    rope_theta: float | None = None
+    rope_theta: float | str | None = None
     unscaled_layers: tuple[int, ...] | None = None
     learning_rate: float | None = None
     loss: str = "plain"
