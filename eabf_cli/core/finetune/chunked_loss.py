@@ -79,6 +79,7 @@ def chunked_cross_entropy(
     *,
     chunk_tokens: int,
     transform: LogitsTransform = NO_TRANSFORM,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The summed negative log-likelihood of labels under `softmax(transform(hidden weight^T + bias))`.
 
@@ -92,12 +93,13 @@ def chunked_cross_entropy(
         labels: `(tokens,)`; where they are -100, nothing is computed.
         chunk_tokens: tokens whose logits exist at a time.
         transform: what the model's family does to its logits.
+        weights: `(tokens,)`, what each label's loss is multiplied by; None stands for 1. No gradient flows into them.
 
     Returns:
         a scalar; 0 if all labels are ignored.
     """
     total: Tensor = _ChunkedCrossEntropy.apply(
-        hidden, weight, bias, labels, chunk_tokens, transform, torch.is_grad_enabled()
+        hidden, weight, bias, labels, chunk_tokens, transform, torch.is_grad_enabled(), weights
     )
     return total
 
@@ -115,6 +117,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         transform: LogitsTransform,
         grad_enabled: bool,
+        weights: Tensor | None,
     ) -> Tensor:
         dtype = _product_dtype(weight)
         sum_dtype = torch.promote_types(dtype, torch.float32)
@@ -130,7 +133,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for rows in (labels != IGNORE_INDEX).nonzero().squeeze(1).split(chunk_tokens):
                 chunk = hidden[rows].to(dtype)
                 loss, logits_grad = _loss_and_logits_grad(
-                    linear(chunk, cast_weight, cast_bias).to(sum_dtype), labels[rows], transform
+                    linear(chunk, cast_weight, cast_bias).to(sum_dtype),
+                    labels[rows],
+                    transform,
+                    None if weights is None else weights[rows].to(sum_dtype),
                 )
                 total += loss
                 if bias_grad is not None:
@@ -154,7 +160,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, total_grad: Tensor) -> tuple[Tensor | None, ...]:
         # In place: the weight's gradient is too large to have twice.
         grads = (None if grad is None else grad.mul_(total_grad) for grad in ctx.saved_tensors)
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
@@ -162,10 +168,12 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def _loss_and_logits_grad(logits: Tensor, labels: Tensor, transform: LogitsTransform) -> tuple[Tensor, Tensor]:
+def _loss_and_logits_grad(
+    logits: Tensor, labels: Tensor, transform: LogitsTransform, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The summed loss of logits, and its gradient in their place, `(rows, vocabulary)`.
 
-    The gradient is the softmax, less 1 at the label, times the slope of the transform.
+    The gradient is the softmax, less 1 at the label, times the slope of the transform and the label's weight.
     """
     row = torch.arange(len(labels), device=labels.device)
     slope = _transform_in_place(logits, transform)
@@ -173,11 +181,16 @@ def _loss_and_logits_grad(logits: Tensor, labels: Tensor, transform: LogitsTrans
     label_logits = logits[row, labels]
     gradient = logits.exp_()
     norm = gradient.sum(1, keepdim=True)
-    loss = norm.log().sum() - label_logits.sum()
+    if weights is None:
+        loss = norm.log().sum() - label_logits.sum()
+    else:
+        loss = (norm.log().squeeze(1) - label_logits) @ weights
     gradient /= norm
     gradient[row, labels] -= 1
     if slope is not None:
         gradient *= slope
+    if weights is not None:
+        gradient *= weights[:, None]
     return loss, gradient
 
 
@@ -210,12 +223,14 @@ def _forward_with_loss(
     shift_labels: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
     logits_to_keep: int | Tensor = 0,
+    loss_weights: Tensor | None = None,
     **inputs: Any,
 ) -> CausalLMOutputWithPast:
     """The stock forward with labels, but for the logits (of which `logits_to_keep` would keep some).
 
     `shift_labels`, the labels shifted already, come from context parallelism, whose processes do not have the
-    token after their last one.
+    token after their last one. `loss_weights`, where the labels are and shifted with them, multiply their losses; the
+    sum is still divided by the number of labels.
     """
     # None stands for what the configuration says; the decoder would take it for a no.
     if inputs.get("output_router_logits") is None:
@@ -225,8 +240,10 @@ def _forward_with_loss(
     if shift_labels is None:
         shift_labels = pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
     shift_labels = shift_labels.to(hidden.device).reshape(-1)
+    if loss_weights is not None:
+        loss_weights = pad(loss_weights, (0, 1))[..., 1:].to(hidden.device).reshape(-1)
     num_items = (shift_labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-    total = _head_loss(model, hidden.flatten(0, -2), shift_labels, chunk_tokens)
+    total = _head_loss(model, hidden.flatten(0, -2), shift_labels, chunk_tokens, loss_weights)
     loss = total / torch.as_tensor(num_items, device=total.device).clamp(min=1)
     router_loss = architectures.router_loss(model, outputs, inputs.get("attention_mask"))
     if router_loss is not None:
@@ -239,7 +256,9 @@ def _forward_with_loss(
     )
 
 
-def _head_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_tokens: int) -> Tensor:
+def _head_loss(
+    model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_tokens: int, weights: Tensor | None
+) -> Tensor:
     """The summed loss of `(tokens, hidden_size)` under the model's head.
 
     It is computed inside the head's own call, where FSDP and ZeRO have its weights together.
@@ -250,7 +269,13 @@ def _head_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, chunk_tok
 
     def forward(hidden: Tensor) -> Tensor:
         return chunked_cross_entropy(
-            hidden, layer.weight, layer.bias, labels, chunk_tokens=chunk_tokens, transform=transform
+            hidden,
+            layer.weight,
+            layer.bias,
+            labels,
+            chunk_tokens=chunk_tokens,
+            transform=transform,
+            weights=weights,
         )
 
     with _forward_replaced(layer, forward):
