@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from cells import Cell
+from study_loss import WeightedCollator, longce_weights
+from study_methods import apply_study_method, study_methods
 from transformers import PreTrainedModel, set_seed
 from variants import Variant
 
-from eabf_cli import RopeScalingConfig, apply_method, load_model, load_tokenizer
+from eabf_cli import RopeScalingConfig, load_model, load_tokenizer
 from eabf_cli.core.data.records import open_records
 from eabf_cli.core.data.samples import DataConfig, SampleCollator, load_samples
 from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
@@ -26,6 +28,7 @@ from eabf_cli.core.finetune.recipe import recipe_for
 from eabf_cli.core.finetune.restoration import FrozenTeacher, Restoration
 from eabf_cli.core.finetune.settings import RestorationConfig, TrainSettings
 from eabf_cli.core.finetune.training import TrainResult, train
+from eabf_cli.core.report import PatchReport
 
 _SIZES: dict[str, dict[str, Any]] = {
     # What is chosen by is measured on other documents, other prompts and other wordings than what is reported.
@@ -51,6 +54,7 @@ _NUM_MORE_PASSKEYS = 90
 _NUM_POOLED_SEEDS = 3
 
 
+@study_methods()
 def measure_cell(cell: Cell) -> dict[str, Any]:
     """Train a cell's model and measure it.
 
@@ -90,19 +94,16 @@ def _extend(model: PreTrainedModel, tokenizer: Any, cell: Cell, variant: Variant
     """Apply the method and train in place."""
     restores = variant.loss == "restoration" and cell.num_samples > 0
     teacher = FrozenTeacher(model, torch.float32) if restores else None
-    report = apply_method(
-        model,
-        RopeScalingConfig(
-            method=variant.method,
-            factor=variant.factor,
-            rope_theta=variant.rope_theta,
-            unscaled_layers=variant.unscaled_layers,
-        ),
-    )
+    report = _apply(model, variant)
     if cell.num_samples == 0:
         return report, None
     samples = load_samples(DataConfig(num_samples=cell.num_samples, seed=cell.seed), tokenizer)
     recipe = recipe_for(model.num_parameters(), len(samples), learning_rate=variant.learning_rate)
+    collator = SampleCollator.from_tokenizer(tokenizer)
+    if variant.loss == "longce":
+        window = report.original_max_position_embeddings
+        weights = longce_weights(model, samples, context=window // 2, stride=window // 4)
+        collator = WeightedCollator(collator.pad_token_id, weights)
     restoration = None
     if teacher is not None:
         restoration = Restoration(
@@ -120,7 +121,7 @@ def _extend(model: PreTrainedModel, tokenizer: Any, cell: Cell, variant: Variant
             recipe,
             TrainSettings(seed=cell.seed, mixed_precision=has_fast_bfloat16(torch.device("cpu"))),
             folder=Path(folder),
-            collator=SampleCollator.from_tokenizer(tokenizer),
+            collator=collator,
             restoration=restoration,
         )
     return report, training
@@ -129,18 +130,23 @@ def _extend(model: PreTrainedModel, tokenizer: Any, cell: Cell, variant: Variant
 def _as_stored(trained: PreTrainedModel, variant: Variant | None) -> PreTrainedModel:
     """The model as its checkpoint would be loaded: bfloat16 weights, everything else computed as it is there."""
     model = load_model(DEMO_MODEL, dtype="bfloat16")
-    model.load_state_dict(trained.state_dict())
     if variant is not None:
-        apply_method(
-            model,
-            RopeScalingConfig(
-                method=variant.method,
-                factor=variant.factor,
-                rope_theta=variant.rope_theta,
-                unscaled_layers=variant.unscaled_layers,
-            ),
-        )
+        _apply(model, variant)
+    # After the method, which may bring parameters of its own.
+    model.load_state_dict(trained.state_dict())
     return model
+
+
+def _apply(model: PreTrainedModel, variant: Variant) -> PatchReport:
+    return apply_study_method(
+        model,
+        RopeScalingConfig(
+            method=variant.method,
+            factor=variant.factor,
+            rope_theta=variant.rope_theta,
+            unscaled_layers=variant.unscaled_layers,
+        ),
+    )
 
 
 def _measure(model: PreTrainedModel, tokenizer: Any, cell: Cell) -> tuple[dict[str, Any], int | None]:
