@@ -114,7 +114,7 @@ def study_methods() -> Iterator[None]:
     METHODS.update(STUDY_METHODS)
     for module in modules:
         module.logit_scale = study_scale
-    _SampleTrainer.create_optimizer = create_with_gains  # type: ignore[method-assign]
+    _SampleTrainer.create_optimizer = create_with_gains
     try:
         yield
     finally:
