@@ -60,7 +60,7 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
 
     Returns:
         `cell`, `rope_theta`, `unscaled_layers`, `training` (None without it), `scores` (the JSON form of
-        `UnitScores`), `effective_length`, `wall_s`, `torch`.
+        `UnitScores`), `effective_length`, `gains` (of a learned scale, by layer and head), `wall_s`, `torch`.
     """
     started = time.perf_counter()
     tokenizer = load_tokenizer(DEMO_MODEL)
@@ -85,9 +85,16 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
         },
         "scores": scored,
         "effective_length": effective_length,
+        **({"gains": gains} if (gains := _gains(model)) else {}),
         "wall_s": round(time.perf_counter() - started, 1),
         "torch": torch.__version__,
     }
+
+
+def _gains(model: PreTrainedModel) -> list[list[float]]:
+    """softplus(a_h) of every layer with a learned scale, by head; EABF's value is 1 / ln c."""
+    found = [value for name, value in model.named_parameters() if name.endswith("eabf_gain")]
+    return [[round(gain, 4) for gain in torch.nn.functional.softplus(value.detach()).tolist()] for value in found]
 
 
 def _extend(model: PreTrainedModel, tokenizer: Any, cell: Cell, variant: Variant) -> tuple[Any, TrainResult | None]:
