@@ -10,6 +10,7 @@ from pathlib import PurePath
 from shlex import quote
 
 from eabf_cli.core.documents.document import DocumentError, NoTextError
+from eabf_cli.core.documents.encodings import guess_encoding
 
 HEAD_BYTES = 4096
 STDIN_NAME = "standard input"
@@ -59,7 +60,6 @@ _HTML = re.compile(
 )
 _CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _SUFFIXES = {".html": "html", ".htm": "html", ".xhtml": "html", ".md": "markdown", ".markdown": "markdown"}
-_GUESSED_BYTES = 2**18
 
 
 def find_kind(head: bytes, suffix: str, name: str) -> str:
@@ -179,7 +179,4 @@ def _guess_encoding(data: bytes) -> str | None:
         return str(marked).upper()
     if _looks_like_utf16(data[:HEAD_BYTES]):
         return "UTF-16BE" if data[::2].count(0) > data[1::2].count(0) else "UTF-16LE"
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(data[:_GUESSED_BYTES]).best()
-    return None if best is None else best.encoding.replace("_", "-").upper()
+    return guess_encoding(data)

@@ -158,7 +158,7 @@ def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "encoding", "guess"),
     [
-        ("Der K\u00e4se schmeckt \u00fcberall gut, wei\u00df man in K\u00f6ln und anderswo. " * 9, "cp1252", "CP125"),
+        ("Der K\u00e4se schmeckt \u00fcberall gut, wei\u00df man in K\u00f6ln und anderswo. " * 9, "cp1252", "CP1252"),
         (
             RUSSIAN,
             "koi8-r",
