@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from eabf_cli.core.demo import DEMO_MODEL
 from eabf_cli.core.errors import CheckpointError
-from eabf_cli.core.files import write_json
+from eabf_cli.core.files import use_default_mode, write_json
 from eabf_cli.core.patching import describe_patch
 from eabf_cli.core.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SCALING_FILE, ModelSource, check_safetensors
 
@@ -120,6 +120,7 @@ def save_adapter(model: PeftModel, save_directory: str | Path, **kwargs: Any) ->
     type(model).save_pretrained(model, str(folder), **kwargs | {"save_embedding_layers": False})
     if not kwargs.get("is_main_process", True):
         return
+    use_default_mode(folder)
     scaling = describe_patch(model)
     base = adapter_base(model)
     # PEFT's card is a form that nobody filled in.

@@ -146,6 +146,18 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def use_default_mode(folder: Path) -> None:
+    """Give a folder's weight files the mode that the umask gives new files: safetensors makes them for their owner."""
+    # The umask itself can be read only by changing it, for all threads.
+    new = folder / ".eabf-mode"
+    new.touch()
+    try:
+        for path in folder.glob("*.safetensors"):
+            shutil.copymode(new, path)
+    finally:
+        new.unlink()
+
+
 def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

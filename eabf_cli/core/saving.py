@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eabf_cli import modeling_eabf
 from eabf_cli.core.checkpoint_format import MODELING_FILE, check_can_save, join_config, needs_modeling_file
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.files import read_json, write_json
+from eabf_cli.core.files import read_json, use_default_mode, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +50,7 @@ def save_patched(model: PreTrainedModel, save_directory: str | os.PathLike[str],
     (unfinished / "config.json").unlink()
     for stale in target.glob("model*.safetensors*"):
         stale.unlink()
+    use_default_mode(unfinished)
     for path in unfinished.iterdir():
         os.replace(path, target / path.name)
     unfinished.rmdir()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +15,7 @@ import pytest
 
 from eabf_cli.core import files
 from eabf_cli.core.errors import CheckpointError, OutputExistsError
-from eabf_cli.core.files import check_space, check_target, read_json, whole_folder, write_json
+from eabf_cli.core.files import check_space, check_target, read_json, use_default_mode, whole_folder, write_json
 
 DEAD_PID = 2**22 + 1  # above the largest that Linux and macOS give out
 
@@ -214,3 +215,16 @@ def test_a_folder_where_json_is_expected_is_refused(tmp_path: Path) -> None:
     (tmp_path / "value.json").mkdir()
     with pytest.raises(CheckpointError, match="not readable JSON"):
         read_json(tmp_path / "value.json")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_weight_files_get_the_mode_of_new_files(tmp_path: Path, umask: int, mode: int) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch(0o600)
+    before = os.umask(umask)
+    try:
+        use_default_mode(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(weights.stat().st_mode) == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

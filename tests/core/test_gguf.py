@@ -128,6 +128,8 @@ def test_a_gguf_file_is_patched_into_a_checkpoint(
     assert (value["original_max_position_embeddings"], value["max_position_embeddings"]) == (WINDOW, TARGET)
     assert "quantization_config" not in read_config(workdir / "out")
 
+    assert len({path.stat().st_mode for path in (workdir / "out").iterdir()}) == 1
+
     expected = tiny_llama(tie_word_embeddings=False)
     apply_method(expected, scaling_for(method))
     stock = AutoModelForCausalLM.from_pretrained(workdir / "out", trust_remote_code=method == "eabf")

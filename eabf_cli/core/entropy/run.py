@@ -23,7 +23,7 @@ from eabf_cli.core.entropy.settings import EntropyConfig
 from eabf_cli.core.entropy.store import ROWS_FILE, DocumentStore, open_store, partial_folder
 from eabf_cli.core.entropy.suggestion import tried_suggestion, write_suggestion
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.files import check_target, whole_folder, write_json
+from eabf_cli.core.files import check_target, use_default_mode, whole_folder, write_json
 from eabf_cli.core.patching import describe_patch, remove_method
 from eabf_cli.core.run_record import read_run_record, run_record, write_run_record
 from eabf_cli.core.subject import Subject, load_subject
@@ -189,6 +189,7 @@ def _write(config: EntropyConfig, output: Path, result: dict[str, Any], store: D
         write_json(folder / RESULT_FILE, document)
         if arrays:
             save_file(arrays, folder / ARRAYS_FILE)
+            use_default_mode(folder)
         if config.rows:
             shutil.copyfile(store.folder / ROWS_FILE, folder / ROWS_FILE)
         write_plots(result, folder)

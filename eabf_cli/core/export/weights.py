@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from eabf_cli.core import architectures
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.files import write_json
+from eabf_cli.core.files import use_default_mode, write_json
 from eabf_cli.core.sources import INDEX_FILE, ModelSource
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class WeightsPlan:
             if progress is not None:
                 progress(sum(weight.nbytes for weight in shard.values()))
             del shard
+        use_default_mode(folder)
         if split.is_sharded:
             write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 

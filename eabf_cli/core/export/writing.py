@@ -55,9 +55,6 @@ def write_checkpoint(plan: ExportPlan, config: ExportConfig, folder: Path, *, co
         compat=compat,
         repo_id=config.hub.repo_id if config.hub is not None else None,
     )
-    for path in folder.glob("*.safetensors"):
-        # safetensors makes them readable to their owner alone.
-        shutil.copymode(folder / "config.json", path)
 
 
 def _write_streamed(plan: ExportPlan, config: ExportConfig, folder: Path) -> None:

@@ -132,6 +132,7 @@ def test_the_final_folder_is_a_checkpoint_of_the_design(
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     config = read_config(folder)
     assert config["model_type"] == "eabf_llama"
     assert config["dtype"] == "bfloat16"

@@ -409,6 +409,7 @@ def test_an_adapter_s_folder_says_what_it_goes_onto(
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "eabf_scaling.json",
     }  # fmt: skip
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base_folder.resolve())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (SETTINGS.rank, SETTINGS.alpha, "LORA")
