@@ -19,6 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from eabf_cli.core.checkpoint_format import MODELING_FILE
 from eabf_cli.core.errors import HubError
+from eabf_cli.core.export.published_record import published_record
 from eabf_cli.core.run_record import RUN_FILE
 from eabf_cli.core.sources import INDEX_FILE
 
@@ -185,9 +186,16 @@ def folder_files(folder: Path) -> list[Path]:
 
 
 def compare(folder: Path, contents: RepoContents) -> Transfer:
-    """Find out what has to travel: by size first, then by the hash that the Hub keeps."""
+    """Find out what has to travel: by size first, then by the hash that the Hub keeps.
+
+    Raises:
+        CheckpointError: the folder's run file is damaged.
+    """
     operations = [
-        CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path)
+        CommitOperationAdd(
+            path_in_repo=path.relative_to(folder).as_posix(),
+            path_or_fileobj=published_record(path) if path.name == RUN_FILE else path,
+        )
         for path in folder_files(folder)
     ]
     there = [op for op in operations if is_same(op, contents.files.get(op.path_in_repo))]
