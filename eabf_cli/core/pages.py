@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 
 def page_environment(package: str) -> Environment:
@@ -24,6 +25,11 @@ def page_environment(package: str) -> Environment:
 def template_file(package: str, name: str) -> str:
     """A file among a package's templates, as it is."""
     return (files(package) / "templates" / name).read_text(encoding="utf-8")
+
+
+def page_style(package: str) -> Markup:
+    """The style sheet of a package's page: what all pages share, then its own `report.css`."""
+    return Markup(template_file("eabf_cli.core", "base.css") + template_file(package, "report.css"))
 
 
 def source_hash(text: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from eabf_cli.core.entropy.panels import KINDS, Array, Panel, layer_colours, model_name, panels_of
-from eabf_cli.core.pages import page_environment, source_hash, template_file, tool_version
+from eabf_cli.core.pages import page_environment, page_style, source_hash, template_file, tool_version
 
 _PACKAGE = "eabf_cli.core.entropy"
 PAGE_FILE = "report.html"
@@ -35,7 +35,7 @@ def render_page(result: dict[str, Any]) -> str:
     """The page's HTML; see `write_page`."""
     panels = panels_of(result)
     kept = kept_positions(result["positions"], panels)
-    style, script = (Markup(template_file(_PACKAGE, name)) for name in ("report.css", "report.js"))
+    style, script = page_style(_PACKAGE), Markup(template_file(_PACKAGE, "report.js"))
     environment = page_environment(_PACKAGE)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     compare = result.get("compare")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from eabf_cli.core.evals.svg import heat_map, interval_chart, line_chart, series_class
 from eabf_cli.core.evals.views import Report
-from eabf_cli.core.pages import page_environment, source_hash, template_file, tool_version
+from eabf_cli.core.pages import page_environment, page_style, source_hash, tool_version
 
 _PACKAGE = "eabf_cli.core.evals"
 
 
 def render_page(report: Report) -> str:
     """The page's HTML. A report's texts (a model's name, say) are data from elsewhere, and are escaped."""
-    style = Markup(template_file(_PACKAGE, "report.css"))
+    style = page_style(_PACKAGE)
     names = list(dict.fromkeys(series.name for chart in report.lines for series in chart.series))
     numbers = {name: number for number, name in enumerate(names)}
     return (
