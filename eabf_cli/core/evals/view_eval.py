@@ -8,10 +8,12 @@ from itertools import groupby
 from typing import Any
 
 from eabf_cli.core.evals.numbers import between, decimal, perplexity, share
+from eabf_cli.core.evals.retrieval import wilson_interval
 from eabf_cli.core.evals.views import HeatMap, LineChart, Report, Series, Table
 
 # Half the width of a 95 % interval, in standard errors.
 _Z = 1.96
+_RETRIEVAL_TASKS = ("passkey", "needles", "multi_key", "variable_tracking", "repeated_span")
 
 Result = Mapping[str, Any]
 
@@ -169,15 +171,30 @@ def _error(stderr: float | None, digits: int) -> str:
 
 
 def _retrieval_table(result: Result) -> Table:
-    entries = sorted(result.get("grid") or [], key=lambda entry: (entry["task"], entry["length"]))
     rows = []
-    for (task, length), group in groupby(entries, key=lambda entry: (entry["task"], entry["length"])):
-        found = list(group)
-        num_trials = sum(entry["num_trials"] for entry in found)
-        accuracy = sum(entry["accuracy"] * entry["num_trials"] for entry in found) / num_trials
-        low, high = (found[0]["lower_bound"], found[0]["upper_bound"]) if len(found) == 1 else (None, None)
-        rows.append([_spoken(task), f"{length:,}", share(accuracy) + between(low, high, 0, 100), f"{num_trials:,.0f}"])
-    return Table(title="Retrieval", columns=["task", "tokens", "right answers", "trials"], rows=rows)
+    for task in _RETRIEVAL_TASKS:
+        entries = sorted(result.get(task) or [], key=lambda entry: entry["length"])
+        for length, group in groupby(entries, key=lambda entry: entry["length"]):
+            found = list(group)
+            num_trials = sum(entry["num_trials"] for entry in found)
+            rows.append([_spoken(task), f"{length:,}", _right_answers(found, num_trials), f"{num_trials:,.0f}"])
+    return Table(
+        title="Retrieval",
+        columns=["task", "tokens", "right answers", "trials"],
+        rows=rows,
+        note="Over all depths and wordings, with 95 % intervals; of variables and spans the share that is right in a "
+        "prompt, with its standard error over prompts.",
+    )
+
+
+def _right_answers(entries: Sequence[Result], num_trials: int) -> str:
+    """Right answers of one task and length; an entry for each depth or wording."""
+    accuracy = sum(entry["accuracy"] * entry["num_trials"] for entry in entries) / num_trials
+    if "lower_bound" in entries[0]:
+        low, high = wilson_interval(round(accuracy * num_trials), num_trials)
+        return share(accuracy) + between(low, high, 0, 100)
+    stderr = entries[0]["stderr"]
+    return share(accuracy) + ("" if stderr is None else f" ± {share(stderr)}")
 
 
 def _spoken(name: str) -> str:

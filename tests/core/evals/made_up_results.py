@@ -13,6 +13,7 @@ from eabf_cli.core.evals.comparisons import (
     interval_entries,
     summary_sentences,
 )
+from eabf_cli.core.evals.grid import needle_grid
 from eabf_cli.core.evals.judgement import ALTERNATIVES, judge
 from eabf_cli.core.evals.verdict_rows import Stretch
 from eabf_cli.core.evals.verdict_settings import VerdictConfig
@@ -22,10 +23,26 @@ LENGTHS = (256, 512, 1024, 2048)
 DEPTHS = (0.0, 0.5, 1.0)
 
 
+def _answers(rng: np.random.Generator) -> dict[str, Any]:
+    return {"accuracy": float(rng.integers(0, 11)) / 10, "lower_bound": 0.0, "upper_bound": 1.0, "num_trials": 10}
+
+
 def made_up_evaluation(*, model: str = "a/model", seed: int = 0, loss: float = 3.0) -> dict[str, Any]:
     """One model's evaluation; perplexity at the longest length was not measured."""
     rng = np.random.default_rng(seed)
     perplexities = [*np.exp(rng.normal(loss, 0.3, len(LENGTHS) - 1)).tolist(), None]
+    answers: dict[str, Any] = {
+        task: [{"length": length, name: value} | _answers(rng) for length in LENGTHS for value in values]
+        for task, name, values in (
+            ("passkey", "depth", DEPTHS),
+            ("multi_key", "depth", DEPTHS),
+            ("needles", "template", ("one", "two")),
+        )
+    }
+    for task in ("variable_tracking", "repeated_span"):
+        answers[task] = [
+            {"length": length, "accuracy": float(rng.random()), "stderr": 0.02, "num_trials": 10} for length in LENGTHS
+        ]
     return {
         "model": model,
         "method": "eabf",
@@ -48,20 +65,8 @@ def made_up_evaluation(*, model: str = "a/model", seed: int = 0, loss: float = 3
             {"start": max(1, start), "end": start + 128, "perplexity": 20.0 + start / 100, "stderr": 1.5}
             for start in range(0, TARGET, 128)
         ],
-        "grid": [
-            {
-                "task": task,
-                "length": length,
-                "depth": depth,
-                "accuracy": float(rng.integers(0, 11)) / 10,
-                "lower_bound": 0.0,
-                "upper_bound": 1.0,
-                "num_trials": 10,
-            }
-            for task, depths in (("passkey", DEPTHS), ("multi_key", DEPTHS), ("variable_tracking", (None,)))
-            for length in LENGTHS
-            for depth in depths
-        ],
+        "grid": needle_grid(answers),
+        **answers,
     }
 
 

@@ -45,9 +45,28 @@ def test_an_evaluation_shows_losses_and_right_answers() -> None:
     assert losses["2,048"][0] == "–"
     answers = {(row[0], row[1]): row[2:] for row in table(report, "Retrieval").rows}
     cells = [e["accuracy"] for e in result["grid"] if (e["task"], e["length"]) == ("passkey", 512)]
-    assert answers["passkey", "512"] == [f"{100 * sum(cells) / len(cells):.0f} %", "30"]
-    assert answers["variable tracking", "512"][0].endswith("(0 to 100)")
+    right = sum(cells) / len(cells)
+    # Wilson's ends are where the share found is 1.96 standard errors of a true share away from that.
+    wide = 1.96**2 / 30
+    middle, half = (right + wide / 2) / (1 + wide), (wide * right * (1 - right) + wide**2 / 4) ** 0.5 / (1 + wide)
+    interval = f"({100 * (middle - half):.0f} to {100 * (middle + half):.0f})"
+    assert answers["passkey", "512"] == [f"{100 * right:.0f} % {interval}", "30"]
     assert [found.title for found in report.maps] == ["passkey", "multi key"]
+
+
+def test_every_retrieval_task_that_was_measured_is_shown_at_each_length() -> None:
+    result = made_up_evaluation()
+    rows = table(view(result), "Retrieval").rows
+    tasks = ["passkey", "needles", "multi key", "variable tracking", "repeated span"]
+    assert [row[:2] for row in rows] == [[task, f"{length:,}"] for task in tasks for length in LENGTHS]
+    trials = {"passkey": "30", "needles": "20", "multi key": "30"}
+    assert all(row[3] == trials.get(row[0], "10") for row in rows)
+    for task in ("variable_tracking", "repeated_span"):
+        shown = [row[2] for row in rows if row[0] == task.replace("_", " ")]
+        assert shown == [f"{100 * entry['accuracy']:.0f} % ± 2 %" for entry in result[task]]
+    del result["needles"], result["repeated_span"]
+    rows = table(view(result), "Retrieval").rows
+    assert list(dict.fromkeys(row[0] for row in rows)) == ["passkey", "multi key", "variable tracking"]
 
 
 def test_a_comparison_shows_each_contender_at_each_length_and_what_is_proven() -> None:
