@@ -29,8 +29,10 @@ def patch(model: str | None, as_json: bool, **values: Any) -> None:
       eabf patch -m ./my-llama --method yarn --max-length 32768 -o my-llama-32k
     """
     output.quiet_libraries()
+    from eabf_cli.core.devices import choose_device
     from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 
+    choose_device(values["device"])
     request = options.method_request(values)
     for unused in ("seed", "device", "trust_remote_code"):
         values.pop(unused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+_DEVICE_NAME = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
 
 
 def torch_dtype(dtype: str) -> torch.dtype | str:
@@ -45,18 +47,20 @@ def choose_device(device: str) -> torch.device:
             if torch.backends.mps.is_available()
             else "cpu"
         )
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidConfigError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N, mps") from error
-    num_gpus = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= num_gpus:
-        raise InvalidConfigError(f"device {device!r} is not there: torch sees {num_gpus} CUDA devices; try cpu")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise InvalidConfigError("device 'mps' is not there on this machine; try cpu")
-    if chosen.type not in ("cpu", "cuda", "mps"):
+    if not _DEVICE_NAME.fullmatch(device):
         raise InvalidConfigError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:N, mps")
-    return chosen
+    present = present_devices()
+    if device not in present and not (device == "cuda" and "cuda:0" in present):
+        raise InvalidConfigError(f"device {device!r} is not on this machine, which has {', '.join(present)}")
+    return torch.device(device)
+
+
+def present_devices() -> list[str]:
+    """The devices of this machine, as the command line names them."""
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
