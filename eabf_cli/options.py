@@ -12,6 +12,8 @@ import click
 from eabf_cli import output
 from eabf_cli.core.demo import DEMO_MODEL
 from eabf_cli.core.devices import DTYPES
+from eabf_cli.core.finetune.recipe import PRESET_NAMES, Recipe
+from eabf_cli.core.finetune.settings import TUNING_NAMES
 from eabf_cli.core.methods import METHODS
 from eabf_cli.core.scaling_config import THETA_RULES, RopeScalingConfig
 
@@ -188,6 +190,22 @@ def method_options_for(
     )
 
 
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(PRESET_NAMES),
+    default="auto",
+    show_default=True,
+    help="Where the recipe comes from: scaled to the model's size, or as published.",
+)
+learning_rate_option = click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the preset's]")
+epochs_option = click.option("--epochs", type=int, help=f"Passes over the samples.  [default: {Recipe.epochs}]")
+tuning_option = click.option(
+    "--tuning",
+    type=click.Choice(TUNING_NAMES),
+    default="auto",
+    show_default=True,
+    help="All weights, adapters, adapters on a 4-bit model, or the first of these that fits.",
+)
 model_options = model_options_for(DEMO_MODEL)
 method_options = method_options_for()
 optional_method_options = method_options_for(method=None)

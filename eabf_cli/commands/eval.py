@@ -113,11 +113,20 @@ compare_options = options.bundle(
         "--train-dataset", multiple=True, metavar="DATA", help=f"Where they are from.  [default: {DEMO_DATASET}]"
     ),
     click.option("--train-dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train]"),
+    options.preset_option,
+    options.learning_rate_option,
+    options.epochs_option,
+    options.tuning_option,
     click.option("--resume", is_flag=True, help="Go on with the unfinished comparison in -o."),
 )
 suite_options = options.bundle(
     click.option("--limit", type=int, help="Samples of each task of lm-eval at most.  [default: all]"),
-    click.option("--batch-size", type=int, default=1, show_default=True, help="Inputs of lm-eval in a forward pass."),
+    click.option(
+        "--batch-size",
+        type=int,
+        help="Inputs of lm-eval in a forward pass, or with --finetune samples per step.  "
+        "[default: 1, or that of eabf finetune]",
+    ),
     click.option("--chat", is_flag=True, help="Ask lm-eval's questions in the form of a chat."),
     click.option(
         "--truncation-side",
@@ -205,7 +214,7 @@ def _measure(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> No
             tasks=others,
             lengths=values["lengths"],
             limit=values["limit"],
-            batch_size=values["batch_size"],
+            batch_size=1 if values["batch_size"] is None else values["batch_size"],
             apply_chat_template=values["chat"],
             truncation_side=values["truncation_side"],
             include_path=values["task_folder"],
@@ -229,6 +238,11 @@ def _compare(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> No
         samples=values["samples"],
         train_dataset=datasets or DEMO_DATASET,
         train_dataset_split=values["train_dataset_split"],
+        preset=values["preset"],
+        learning_rate=values["learning_rate"],
+        epochs=values["epochs"],
+        batch_size=values["batch_size"],
+        tuning=values["tuning"],
         resume=values["resume"],
     )
     result = compare(config)
@@ -271,10 +285,12 @@ def _check_combination(ctx: click.Context, values: dict[str, Any]) -> None:
             comparing,
             ("finetune", "reference", "num_seeds", "samples", "train_dataset", "train_dataset_split", "resume"),
         ),
-        "tasks of lm-eval in --tasks": (
-            bool(others),
-            ("limit", "batch_size", "chat", "truncation_side", "task_folder"),
+        "--finetune": (
+            values["finetune"],
+            ("samples", "train_dataset", "train_dataset_split", "preset", "learning_rate", "epochs", "tuning"),
         ),
+        "tasks of lm-eval in --tasks": (bool(others), ("limit", "chat", "truncation_side", "task_folder")),
+        "tasks of lm-eval in --tasks, or --finetune": (bool(others) or values["finetune"], ("batch_size",)),
     }
     flags = {option.name: max(option.opts, key=len) for option in ctx.command.params}
     for owner, (is_there, names) in belongs.items():

@@ -9,8 +9,8 @@ import click
 from eabf_cli import options, output
 from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooLong, TooShort
 from eabf_cli.core.demo import DEMO_DATASET
-from eabf_cli.core.finetune.recipe import OPTIMIZERS, PRESET_NAMES, Recipe
-from eabf_cli.core.finetune.settings import TUNING_NAMES, LoraSettings, RestorationConfig, TrainSettings
+from eabf_cli.core.finetune.recipe import OPTIMIZERS
+from eabf_cli.core.finetune.settings import LoraSettings, RestorationConfig, TrainSettings
 from eabf_cli.core.processes import is_main_process
 
 data_options = options.bundle(
@@ -43,15 +43,9 @@ data_options = options.bundle(
     ),
 )
 recipe_options = options.bundle(
-    click.option(
-        "--preset",
-        type=click.Choice(PRESET_NAMES),
-        default="auto",
-        show_default=True,
-        help="Where the values below come from: scaled to the model's size, or as published.",
-    ),
-    click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the preset's]"),
-    click.option("--epochs", type=int, help=f"Passes over the samples.  [default: {Recipe.epochs}]"),
+    options.preset_option,
+    options.learning_rate_option,
+    options.epochs_option,
     click.option(
         "--batch-size", type=int, help="Samples per step, over all devices.  [default: 32; 4 below 100M parameters]"
     ),
@@ -73,13 +67,7 @@ recipe_options = options.bundle(
     ),
 )
 tuning_options = options.bundle(
-    click.option(
-        "--tuning",
-        type=click.Choice(TUNING_NAMES),
-        default="auto",
-        show_default=True,
-        help="All weights, adapters, adapters on a 4-bit model, or the first of these that fits.",
-    ),
+    options.tuning_option,
     click.option("--lora-rank", type=int, default=LoraSettings.rank, show_default=True, help="Rank of the adapters."),
     click.option("--lora-alpha", type=float, help="Scale of the adapters.  [default: twice the rank]"),
     click.option("--train-embeddings", is_flag=True, help="Train the embeddings beside adapters and norms."),

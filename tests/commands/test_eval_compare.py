@@ -93,3 +93,23 @@ def test_what_makes_no_sense_is_told_in_one_line(
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_the_recipe_is_named_as_for_finetune(
+    eabf: Eabf, tiny_llama_folder: Path, texts_file: Path, documents: Path
+) -> None:
+    data = ["-m", tiny_llama_folder, "--factor", TARGET // WINDOW, "--samples", 4, "--device", "cpu", "--dry-run"]
+    recipe = ["--preset", "paper", "--learning-rate", "3e-4", "--epochs", 3, "--batch-size", 2, "--tuning", "lora"]
+    own = eabf("finetune", *data, *recipe, "--dataset", texts_file, "--method", "yarn", "--json")
+    compared = eabf(
+        *("eval", "--compare", "yarn", "--finetune", *data, *recipe, "--train-dataset", texts_file),
+        *("--text", documents, "--lengths", f"{WINDOW},{TARGET}", "--json"),
+    )
+    assert own.exit_code == compared.exit_code == 0, own.stderr + compared.stderr
+    expected, planned = json.loads(own.stdout), json.loads(compared.stdout)["training"]
+    # What memory is free differs from one moment to the next.
+    assert planned.keys() > {"num_steps", "tuning_reason", "memory"}
+    assert [name for name in planned if planned[name] != expected[name]] in ([], ["memory"])
+    assert planned["tuning"] == "lora"
+    found = {name: planned["recipe"][name] for name in ("learning_rate", "epochs", "batch_size")}
+    assert found == {"learning_rate": 3e-4, "epochs": 3, "batch_size": 2}
