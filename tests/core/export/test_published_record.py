@@ -13,14 +13,14 @@ from eabf_cli.core.export.published_record import published_record, without_loca
 @pytest.mark.parametrize(
     ("text", "published"),
     [
-        ("/home/me/models/llama", "llama"),
-        ("/home/me/models/llama/", "llama"),
-        ("--output=/home/me/out", "--output=out"),
+        ("/mnt/me/models/llama", "llama"),
+        ("/mnt/me/models/llama/", "llama"),
+        ("--output=/mnt/me/out", "--output=out"),
         ("~/data/chats.jsonl", "chats.jsonl"),
         ("~me/data/chats.jsonl", "chats.jsonl"),
-        (r"C:\Users\me\chats.jsonl", "chats.jsonl"),
-        ("file:///home/me/x.gguf", "x.gguf"),
-        ("/home/me/llama has no tokenizer, '/data/other' has one", "llama has no tokenizer, 'other' has one"),
+        (r"C:\Data\me\chats.jsonl", "chats.jsonl"),
+        ("file:///mnt/me/x.gguf", "x.gguf"),
+        ("/mnt/me/llama has no tokenizer, '/data/other' has one", "llama has no tokenizer, 'other' has one"),
         ("/", "/"),
         *(
             (text, text)
@@ -49,8 +49,8 @@ def test_a_path_with_spaces_is_known_by_its_being_there(tmp_path: Path) -> None:
 
 
 def test_the_home_directory_is_found_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/my self")
-    assert without_local_paths(["-m", "/home/my self/llama"]) == ["-m", "llama"]
+    monkeypatch.setenv("HOME", "/mnt/my self")
+    assert without_local_paths(["-m", "/mnt/my self/llama"]) == ["-m", "llama"]
 
 
 def test_all_of_the_record_is_gone_through_and_the_file_stays(tmp_path: Path) -> None:
