@@ -1,6 +1,7 @@
 # make demo    extend the bundled model on 100 samples, and show before and after
 # make test    run all tests
 # make site    the documentation as a site, in site/
+# make reproduce    the paper's experiments in the small (hours; goes on where it stopped), and docs/reproduction.md
 # make bench   speed and memory beside peers, in small sizes
 # Everything goes into .venv and eabf-runs, which git ignores. PYTHON names Python 3.11 or newer.
 PYTHON ?= python3
@@ -12,7 +13,7 @@ INSTALL := -m pip install --quiet
 # Tests that cross transformers versions run where this interpreter exists (`make venv-457`).
 export EABF_TRANSFORMERS_457_PYTHON ?= $(wildcard $(CURDIR)/.venv-457/bin/python)
 
-.PHONY: demo test test-fast lint docs site bench summarize-model venv-457 clean
+.PHONY: demo test test-fast lint docs site reproduce reproduce-larger bench summarize-model venv-457 clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eabf finetune --samples 100 --factor 4 --control -o eabf-runs/demo --overwrite
@@ -37,6 +38,13 @@ docs: $(VENV)/.installed-dev
 # of it would be shown at every build.
 site: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reproduce: $(VENV)/.installed
+	$(BIN)/python scripts/reproduction
+
+# SmolLM2-135M-Instruct at 16,384 tokens, without training.
+reproduce-larger: $(VENV)/.installed
+	$(BIN)/python scripts/reproduction --only larger-model
 
 # Every benchmark of speed in a small size, and one table. The sizes of the kept results are in the scripts' own help.
 bench: $(VENV)/.installed

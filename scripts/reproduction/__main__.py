@@ -1,7 +1,8 @@
 """The paper's experiments in the small, on the demo model.
 
-    python scripts/reproduction                          # run what is missing
+    python scripts/reproduction                          # run what is missing, then write docs/reproduction.md
     python scripts/reproduction --only extrapolation     # of one experiment
+    python scripts/reproduction --report                 # write the document from what is there
 
 Every run is a file of its own in the folder of results, so that an interrupted series goes on where it stopped.
 """
@@ -13,22 +14,33 @@ import os
 from pathlib import Path
 
 from cells import EXPERIMENTS
+from document import PAPER, experiment_cells, write_document
 from running import run_missing
 
 RESULTS = Path("docs/results/reproduction")
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run what is missing, and write the document."""
     parser = argparse.ArgumentParser(
         prog="reproduction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"where the runs are kept ({RESULTS})")
-    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=[*EXPERIMENTS, "tuned"], default=list(PAPER), help=f"({', '.join(PAPER)})"
+    )
     parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 1), help="runs at a time")
+    parser.add_argument("--report", action="store_true", help="run nothing")
     arguments = parser.parse_args()
-    cells = [cell for name in arguments.only for cell in EXPERIMENTS[name]()]
-    run_missing(cells, arguments.results, workers=arguments.workers)
+    if not arguments.report:
+        # The tuned variants are known only when the runs that they are chosen by are there.
+        for names in (
+            [name for name in arguments.only if name != "tuned"],
+            [n for n in arguments.only if n == "tuned"],
+        ):
+            cells = [cell for name in names for cell in experiment_cells(name, arguments.results)]
+            run_missing(cells, arguments.results, workers=arguments.workers)
+    write_document(arguments.results)
 
 
 if __name__ == "__main__":

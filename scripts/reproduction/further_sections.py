@@ -1,0 +1,143 @@
+"""What the paper lacks: every method tuned with the same budget, ablations, and a larger model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cells import TWICE_TARGET, ablations, extrapolation, larger_model, tuning
+from choosing import RULE, candidates, choose, chosen_variant, tuned_cells, tuning_results
+from estimates import LOSS, POSITIONS, RETRIEVAL, read_runs
+from formatting import listed, paragraph, table
+from shared_tables import comparison_table, comparison_tables, level_table, missing_note
+from variants import PUBLISHED, TUNED, Variant
+
+
+def tuning_section(folder: Path) -> str:
+    """What each method was tuned to on the dev split, and what that brings on the test split."""
+    parts = [
+        "## Published and tuned",
+        paragraph(
+            f"""Every method gets the same four runs on the dev split, with one draw of samples, to tune its learning
+            rate and its own number (base or factor). {RULE} The combination was not run on the dev split."""
+        ),
+        missing_note(tuning(), folder),
+        _tuning_table(folder),
+        *_tuned_results(folder),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def ablation_section(folder: Path) -> str:
+    """The exempt layers and the lower bound."""
+    runs = read_runs(ablations(), folder)
+    parts = [
+        "## Ablations",
+        paragraph(
+            """The paper has neither of them. Of the six layers, `eabf` exempts 0 and 1; `eabf-released` none;
+            `eabf-first-exempt` layer 0; `eabf-last-two-exempt` 4 and 5; `eabf-last-two-alone` all but 4 and 5.
+            `eabf-unbounded` exempts 0 and 1 and has t(i) = ln i / ln c without the lower bound of 1, so that it is
+            below 1 inside the original window."""
+        ),
+        missing_note(ablations(), folder),
+        *(level_table(runs, measurement, TWICE_TARGET) for measurement in (RETRIEVAL, LOSS)),
+        paragraph("By how much each is better than `eabf`, in points of retrieval and in nats:"),
+        comparison_tables(runs, [(name, "eabf") for name in runs if name != "eabf"], TWICE_TARGET),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def larger_model_section(folder: Path) -> str:
+    """SmolLM2-135M-Instruct at twice its window, untrained."""
+    cells = larger_model()
+    runs = {name.removeprefix("smollm2-"): found for name, found in read_runs(cells, folder).items()}
+    target = max(cells[0].lengths)
+    parts = [
+        "## A larger model without training",
+        paragraph(
+            f"""SmolLM2-135M-Instruct at {target:,} tokens, twice its window, under every method of the table, without
+            training: perplexity by quarters of the positions (each named by its end), and one key of several at ten
+            depths. The seeds draw the stretches of text and the prompts."""
+        ),
+        missing_note(cells, folder),
+    ]
+    if any(found.scores for found in runs.values()):
+        ends = tuple(target * quarter // 4 for quarter in (1, 2, 3, 4))
+        pairs = [("eabf", name) for name in runs if name != "eabf"]
+        parts += [
+            level_table(runs, POSITIONS, ends),
+            level_table(runs, "multi_key", cells[0].lengths),
+            paragraph("By how much `eabf` is better than the others, in nats and in points:"),
+            comparison_table(runs, pairs, POSITIONS, ends, "On loss"),
+            comparison_table(runs, pairs, "multi_key", cells[0].lengths, "On one key of several"),
+        ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _tuning_table(folder: Path) -> str:
+    results = tuning_results(folder)
+    rows = []
+    for method, field in ((method, field) for method, fields in TUNED.items() for field in fields):
+        found = candidates(method, field, results) or []
+        chosen = choose(found) if found else None
+        rows += [
+            (
+                f"`{method}`",
+                field.replace("_", " "),
+                _number(candidate.value),
+                f"{candidate.loss:.4f}",
+                f"{100 * candidate.retrieval:.1f}",
+                "chosen" if candidate is chosen else "",
+            )
+            for candidate in found
+        ]
+    if not rows:
+        return ""
+    return table(("Method", "number", "value", "dev loss (nats)", "dev retrieval (%)", ""), rows)
+
+
+def _tuned_results(folder: Path) -> list[str]:
+    """What was chosen, and the chosen variants on the test split."""
+    results = tuning_results(folder)
+    chosen = {m: variant for m in TUNED if (variant := chosen_variant(m, results)) is not None}
+    if not chosen:
+        return []
+    names = {method: f"{method}-tuned" for method, variant in chosen.items() if variant != PUBLISHED[method]}
+    choices = [
+        f"- `{names[method]}`: {_changes(method, variant)}" if method in names else f"- `{method}`: as published"
+        for method, variant in chosen.items()
+    ]
+    runs = read_runs(extrapolation(), folder) | read_runs(tuned_cells(folder), folder)
+    shown = {name: runs[name] for method in chosen for name in dict.fromkeys((method, names.get(method, method)))}
+    parts = [
+        "Chosen:",
+        "\n".join(choices),
+        missing_note(tuned_cells(folder), folder),
+        *(level_table(shown, measurement, TWICE_TARGET) for measurement in (RETRIEVAL, LOSS)),
+        paragraph("By how much tuning makes each method better, in points of retrieval and in nats:"),
+        comparison_tables(runs, [(name, method) for method, name in names.items()], TWICE_TARGET),
+    ]
+    if "eabf" in chosen:
+        eabf = names.get("eabf", "eabf")
+        others = [names.get(method, method) for method in chosen if method != "eabf"]
+        parts += [
+            paragraph("By how much EABF tuned is better than the others tuned:"),
+            comparison_tables(runs, [(eabf, other) for other in others], TWICE_TARGET),
+        ]
+    return parts
+
+
+def _changes(method: str, variant: Variant) -> str:
+    """What differs from the published variant."""
+    return listed(
+        [
+            f"{field.replace('_', ' ')} {_number(getattr(variant, field))}"
+            for field in TUNED[method]
+            if getattr(variant, field) != getattr(PUBLISHED[method], field)
+        ]
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "published"
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
