@@ -13,7 +13,7 @@ INSTALL := -m pip install --quiet
 # Tests that cross transformers versions run where this interpreter exists (`make venv-457`).
 export EABF_TRANSFORMERS_457_PYTHON ?= $(wildcard $(CURDIR)/.venv-457/bin/python)
 
-.PHONY: demo test test-fast lint docs site reproduce reproduce-larger bench summarize-model venv-457 clean
+.PHONY: demo test test-fast lint docs site reproduce reproduce-larger study bench summarize-model venv-457 clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eabf finetune --samples 100 --factor 4 --control -o eabf-runs/demo --overwrite
@@ -41,6 +41,10 @@ site: $(VENV)/.installed-dev
 
 reproduce: $(VENV)/.installed
 	$(BIN)/python scripts/reproduction
+
+# The factorial beyond the paper, and docs/study.md.
+study: $(VENV)/.installed
+	$(BIN)/python scripts/reproduction --only study
 
 # SmolLM2-135M-Instruct at 16,384 tokens, without training.
 reproduce-larger: $(VENV)/.installed

@@ -1,8 +1,8 @@
 """The paper's experiments in the small, on the demo model.
 
-    python scripts/reproduction                          # run what is missing, then write docs/reproduction.md
+    python scripts/reproduction                          # run what is missing, then write the documents
     python scripts/reproduction --only extrapolation     # of one experiment
-    python scripts/reproduction --report                 # write the document from what is there
+    python scripts/reproduction --report                 # write the documents from what is there
 
 Every run is a file of its own in the folder of results, so that an interrupted series goes on where it stopped.
 """
@@ -16,12 +16,13 @@ from pathlib import Path
 from cells import EXPERIMENTS
 from document import PAPER, experiment_cells, write_document
 from running import run_missing
+from study_document import write_study
 
 RESULTS = Path("docs/results/reproduction")
 
 
 def main() -> None:
-    """Run what is missing, and write the document."""
+    """Run what is missing, and write docs/reproduction.md and docs/study.md."""
     parser = argparse.ArgumentParser(
         prog="reproduction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,6 +42,7 @@ def main() -> None:
             cells = [cell for name in names for cell in experiment_cells(name, arguments.results)]
             run_missing(cells, arguments.results, workers=arguments.workers)
     write_document(arguments.results)
+    write_study(arguments.results)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from eabf_cli.core.evals.statistics import Estimate
 
 LOSS = "perplexity"
 RETRIEVAL = "retrieval"
-"""Unseen needles and repeated spans side by side. Passkeys are not in it: most methods find all or none of them."""
+"""Unseen needles (on the dev split, one key of several) and repeated spans side by side. Passkeys are not in it: most
+methods find all or none of them."""
 
 POSITIONS = "positions"
 """The larger model's loss by position, in quarters of the longest length, each by the index behind its last token."""
 
-_RETRIEVAL_PARTS = ("needles", "repeated_span")
 _LOSSES = (*LOSSES, POSITIONS)
 _BOOTSTRAP = Bootstrap(seed=0)
 
@@ -94,13 +94,12 @@ def unit_scores(result: Mapping[str, Any]) -> UnitScores:
             ordered = sorted(zip(kept["clusters"][measurement][length], units, strict=True), key=lambda pair: pair[0])
             clusters[measurement][int(length)] = [cluster for cluster, _ in ordered]
             values[measurement][int(length)] = [value for _, value in ordered]
-    if all(part in values for part in _RETRIEVAL_PARTS):
-        lengths = values[_RETRIEVAL_PARTS[0]]
-        values[RETRIEVAL] = {
-            length: [v for part in _RETRIEVAL_PARTS for v in values[part][length]] for length in lengths
-        }
+    parts = ("needles" if "needles" in values else "multi_key", "repeated_span")
+    if all(part in values for part in parts):
+        lengths = values["repeated_span"]
+        values[RETRIEVAL] = {length: [value for part in parts for value in values[part][length]] for length in lengths}
         clusters[RETRIEVAL] = {
-            length: [1_000 * number + c for number, part in enumerate(_RETRIEVAL_PARTS) for c in clusters[part][length]]
+            length: [1_000 * number + prompt for number, part in enumerate(parts) for prompt in clusters[part][length]]
             for length in lengths
         }
     if "positions" in kept:

@@ -292,6 +292,59 @@ def test_the_document_tells_what_is_missing(tmp_path: Path) -> None:
     assert 0 < (tmp_path / "page.png").stat().st_size < 200_000
 
 
+def test_main_effects_are_those_that_were_planted(tmp_path: Path) -> None:
+    """The scale alone finds 40 points more, restoration alone costs 0.2 nats; frequencies do nothing."""
+    from cells import study
+    from study_document import study_text
+    from variants import factorial
+
+    for name, cell in zip(factorial(), study(), strict=True):
+        _, scale, loss = name.split("+")
+        found = 0.4 if scale == "none" else 0.8
+        write(tmp_path, cell, found=found, loss=3.2 if loss == "restoration" else 3.0, noise_seed=name)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in study_text(tmp_path).splitlines()}
+    inside, beyond, retrieval = rows["`eabf` against `none`"]
+    assert "open" in inside
+    assert "open" in beyond
+    assert 35 < float(retrieval.split()[0]) < 45
+    assert "better here" in retrieval
+    inside, beyond, retrieval = rows["`restoration` against `plain`"]
+    assert float(inside.split()[0]) == pytest.approx(-0.2, abs=0.01)
+    assert "worse here" in inside
+    assert "worse here" in beyond
+    assert "open" in retrieval
+    assert all("open" in text for text in rows["`parts` against `abf`"])
+    assert "Scale, over 6 combinations" in rows
+
+
+def test_main_effects_leave_out_what_is_not_there_at_every_level(tmp_path: Path) -> None:
+    from cells import study
+    from study_document import study_text, write_study
+    from variants import factorial
+
+    write_study(tmp_path, tmp_path / "study.md")
+    assert not (tmp_path / "study.md").exists()
+    for name, cell in zip(factorial(), study(), strict=True):
+        if name.startswith("abf+"):
+            write(tmp_path, cell, found=0.8, loss=3.0)
+    write_study(tmp_path, tmp_path / "study.md")
+    text = (tmp_path / "study.md").read_text()
+    assert text == study_text(tmp_path)
+    assert "Scale, over 2 combinations" in text
+    assert "Loss, over 3 combinations" in text
+    assert "Frequencies, over" not in text
+    assert "Still missing: 16 of this section's 22 runs" in text
+
+
+def test_the_kept_study_is_that_of_the_kept_results() -> None:
+    from study_document import STUDY, study_runs, study_text
+
+    results = REPOSITORY / "docs" / "results" / "reproduction"
+    has_runs = any(found.scores for found in study_runs(results).values())
+    written = (REPOSITORY / STUDY).read_text(encoding="utf-8") if (REPOSITORY / STUDY).exists() else None
+    assert written == (study_text(results) if has_runs else None), "python scripts/reproduction --report"
+
+
 def test_the_kept_document_is_that_of_the_kept_results() -> None:
     from document import DOCUMENT, document_text
 
