@@ -16,6 +16,7 @@ from cells import (
     ablations,
     data_efficiency,
     extrapolation,
+    larger_model,
 )
 from choosing import tuned_cells
 from estimates import Runs, level, read_runs
@@ -173,16 +174,15 @@ def _how_to_read() -> str:
 
 def _precision(folder: Path) -> str:
     """Which means are not known to 5 points."""
+    cells = [*extrapolation(), *ablations(), *tuned_cells(folder), *larger_model()]
     groups: dict[str, Mapping[str, Runs]] = {
-        "": read_runs(extrapolation(), folder)
-        | read_runs(ablations(), folder)
-        | read_runs(tuned_cells(folder), folder),
-        **{f" with {size} samples": runs for size, runs in samples_runs(folder).items() if size != 100},
+        "": read_runs({cell.key: cell for cell in cells}.values(), folder),
+        **{f" with {size} samples": runs for size, runs in samples_runs(folder).items() if size != NUM_SAMPLES},
     }
     num_means, wide = 0, []
     for suffix, group in groups.items():
         for name, runs in group.items():
-            for measurement in ("passkey", "needles", "repeated_span"):
+            for measurement in ("passkey", "needles", "repeated_span", "multi_key"):
                 for length in sorted({n for s in runs.scores.values() for n in s.values.get(measurement, ())}):
                     found = level(runs, measurement, length)
                     width = None if found is None else half_width(found)
@@ -190,10 +190,10 @@ def _precision(folder: Path) -> str:
                         continue
                     num_means += 1
                     if width > _HALF_WIDTH:
-                        wide.append(
-                            f"`{name}`{suffix}, {MEASUREMENTS[measurement].lower()} at {length:,} ({100 * width:.1f}; "
-                            f"{len(runs.scores)} of {runs.num_planned} seeds)"
-                        )
+                        num_seeds = len(runs.scores)
+                        seeds = "" if num_seeds == runs.num_planned else f", {num_seeds} of {runs.num_planned} seeds"
+                        what = f"{MEASUREMENTS[measurement].lower()} at {length:,}"
+                        wide.append(f"`{name}`{suffix}, {what} ({100 * width:.1f}{seeds})")
     text = f"""Wanted are 5 points: half the width of the 95 % interval over the trials of all seeds, clustered by
     prompt. Of {counted(num_means, "share")} in these tables, {num_means - len(wide)} are known so exactly."""
     parts = ["## How exactly the shares are known", paragraph(text)]
@@ -206,6 +206,7 @@ def _how_to_go_on() -> str:
     commands = (
         "make reproduce                                          # what is missing, then this page",
         "make reproduce-larger                                   # SmolLM2-135M-Instruct, then this page",
+        "make study                                              # frequencies x scale x loss, then docs/study.md",
         "python scripts/reproduction --only extrapolation        # one experiment",
         "python scripts/reproduction --report                    # this page alone, from what is there",
     )
