@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 FACTOR = 4.0
 
@@ -53,7 +54,7 @@ method's own number, so that every method has the same budget of four runs. The 
 def tuning_variants(method: str) -> dict[str, Variant]:
     """The published variant and those with one number changed, by their names."""
     published = PUBLISHED[method]
-    changed = {
+    changed: dict[str, Any] = {
         f"{method}-{field}-{value:g}": replace(published, **{field: value})
         for field, values in TUNED[method].items()
         for value in values
