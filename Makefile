@@ -42,9 +42,9 @@ site: $(VENV)/.installed-dev
 reproduce: $(VENV)/.installed
 	$(BIN)/python scripts/reproduction
 
-# The factorial beyond the paper, and docs/study.md.
+# The factorial beyond the paper, what confirms its best, and docs/study.md.
 study: $(VENV)/.installed
-	$(BIN)/python scripts/reproduction --only study
+	$(BIN)/python scripts/reproduction --only tuning study confirmation
 
 # SmolLM2-135M-Instruct at 16,384 tokens, without training.
 reproduce-larger: $(VENV)/.installed

@@ -19,6 +19,7 @@ from running import run_missing
 from study_document import write_study
 
 RESULTS = Path("docs/results/reproduction")
+_CHOSEN = ("tuned", "confirmation")
 
 
 def main() -> None:
@@ -28,19 +29,15 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"where the runs are kept ({RESULTS})")
     parser.add_argument(
-        "--only", nargs="+", choices=[*EXPERIMENTS, "tuned"], default=list(PAPER), help=f"({', '.join(PAPER)})"
+        "--only", nargs="+", choices=[*EXPERIMENTS, *_CHOSEN], default=list(PAPER), help=f"({', '.join(PAPER)})"
     )
     parser.add_argument("--workers", type=int, default=max(1, os.cpu_count() or 1), help="runs at a time")
     parser.add_argument("--report", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     if not arguments.report:
-        # The tuned variants are known only when the runs that they are chosen by are there.
-        for names in (
-            [name for name in arguments.only if name != "tuned"],
-            [n for n in arguments.only if n == "tuned"],
-        ):
-            cells = [cell for name in names for cell in experiment_cells(name, arguments.results)]
-            run_missing(cells, arguments.results, workers=arguments.workers)
+        # What is chosen by other runs comes behind them.
+        for name in sorted(arguments.only, key=[*EXPERIMENTS, *_CHOSEN].index):
+            run_missing(experiment_cells(name, arguments.results), arguments.results, workers=arguments.workers)
     write_document(arguments.results)
     write_study(arguments.results)
 

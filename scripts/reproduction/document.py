@@ -19,6 +19,7 @@ from cells import (
     larger_model,
 )
 from choosing import tuned_cells
+from confirming import confirmation_cells
 from estimates import Runs, level, read_runs
 from extrapolation_section import extrapolation_findings, extrapolation_section
 from formatting import counted, half_width, listed, paragraph, table
@@ -87,8 +88,9 @@ def _in_short(results: Path) -> str:
 
 
 def experiment_cells(name: str, results: Path) -> list[Cell]:
-    """The cells of an experiment; of `tuned`, those whose numbers are chosen."""
-    return tuned_cells(results) if name == "tuned" else EXPERIMENTS[name]()
+    """The cells of an experiment; of those that depend on a choice, what is chosen already."""
+    chosen = {"tuned": tuned_cells, "confirmation": confirmation_cells}
+    return chosen[name](results) if name in chosen else EXPERIMENTS[name]()
 
 
 def _what_was_run(folder: Path) -> str:

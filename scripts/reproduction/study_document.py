@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cells import TARGET_WINDOW, WINDOW, WITHIN_TARGET, Cell, study
+from cells import TARGET_WINDOW, TWICE_TARGET, WINDOW, WITHIN_TARGET, Cell, study
+from confirming import CONFIRMATION_SEEDS, confirmation_cells
+from confirming import RULE as CONFIRMATION_RULE
 from estimates import LOSS, RETRIEVAL, Runs, read_runs
 from formatting import COMPARED, judgement_text, level_text, paragraph, table
-from shared_tables import missing_note
+from shared_tables import comparison_tables, level_table, missing_note
 from variants import FREQUENCIES, LOSSES, SCALES, factor_name, factorial
 from verdicts import Claim, judge
 
@@ -61,6 +63,7 @@ def study_text(results: Path) -> str:
             """Perplexity and retrieval with half the width of their 95 % intervals over documents and trials."""
         ),
         _levels(runs),
+        *_confirmation_section(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -164,6 +167,31 @@ def _additions() -> list[tuple[str, str]]:
         elif loss == "longce":
             pairs.append((name, factor_name(frequencies, scale, "plain")))
     return pairs
+
+
+def _confirmation_section(results: Path) -> list[str]:
+    cells = confirmation_cells(results)
+    parts = [
+        "## Confirmation",
+        paragraph(
+            f"""{CONFIRMATION_RULE} They are trained anew on {len(CONFIRMATION_SEEDS)} draws of samples that nothing was
+            chosen on (seeds {", ".join(map(str, CONFIRMATION_SEEDS))}), beside EABF as published and the tuned EABF,
+            ABF and YaRN, and measured on the test split, whose documents, prompts and wordings the study has not
+            seen."""
+        ),
+    ]
+    if not cells:
+        return [*parts, "The runs that they are chosen by are not all there yet, or none is a candidate."]
+    runs = read_runs(cells, results)
+    new = [name for name in runs if name in factorial()]
+    pairs = [(name, other) for name in new for other in runs if other not in new]
+    return [
+        *parts,
+        missing_note(cells, results),
+        *(level_table(runs, measurement, TWICE_TARGET) for measurement in (RETRIEVAL, LOSS)),
+        paragraph("By how much each is better, in points of retrieval and in nats:"),
+        comparison_tables(runs, pairs, TWICE_TARGET),
+    ]
 
 
 def _comparison(pairs: Sequence[tuple[str, str]], runs: Mapping[str, Runs], title: str = "Better by") -> str:
