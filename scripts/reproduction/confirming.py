@@ -16,9 +16,9 @@ from variants import PUBLISHED, factorial
 CONFIRMATION_SEEDS = (45, 46, 47)
 """Draws of samples that nothing else is trained on."""
 
-RULE = """A variant is a candidate if its loss inside the window is at most that of EABF as published, and its retrieval
-beyond the window at most 5 points below the best candidate's. Of the candidates, the one with the lowest loss beyond the
-window and the one with the highest retrieval at 1,024 to 4,096 tokens are confirmed."""
+RULE = """A variant is a candidate if its loss inside the window is at most that of EABF as published, and its
+retrieval beyond the window at most 5 points below the best such variant's. Of the candidates, the one with the lowest
+loss beyond the window and the one with the highest retrieval at 1,024 to 4,096 tokens are confirmed."""
 _MAX_RETRIEVAL_LOSS = 0.05
 _BEYOND = tuple(length for length in WITHIN_TARGET if length > WINDOW)
 _REACH = (*_BEYOND, 2 * TARGET_WINDOW)
