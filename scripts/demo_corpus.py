@@ -157,8 +157,7 @@ def build_corpus(work_dir: Path) -> None:
     text_dir.mkdir(parents=True, exist_ok=True)
     record = {}
     for source in SOURCES:
-        root = work_dir / "unpacked" / source.name
-        archives = {package: _fetch(package, work_dir / "debs", root) for package in source.packages}
+        root, archives = _unpack(source, work_dir)
         train, held_out = (text_dir / f"{source.name}.{split}.txt" for split in ("train", "heldout"))
         if not (train.exists() and held_out.exists()):
             paragraphs = _clip(source.extract(root), source.max_bytes)
@@ -181,9 +180,7 @@ def source_text(name: str, work_dir: Path) -> str:
         KeyError: no such source.
     """
     source = {source.name: source for source in SOURCES}[name]
-    root = work_dir / "unpacked" / source.name
-    for package in source.packages:
-        _fetch(package, work_dir / "debs", root)
+    root, _ = _unpack(source, work_dir)
     return "\n\n".join(_clip(source.extract(root), source.max_bytes))
 
 
@@ -195,6 +192,12 @@ def split_held_out(paragraphs: list[str], share: float = HELD_OUT_SHARE) -> tupl
         cut -= 1
         remaining -= len(paragraphs[cut])
     return paragraphs[:cut], paragraphs[cut:]
+
+
+def _unpack(source: Source, work_dir: Path) -> tuple[Path, dict[str, dict[str, str]]]:
+    """Where a source's packages are unpacked, and what `_fetch` tells of each."""
+    root = work_dir / "unpacked" / source.name
+    return root, {package: _fetch(package, work_dir / "debs", root) for package in source.packages}
 
 
 def _fetch(package: str, archive_dir: Path, root: Path) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Protocol, TypeVar
 
 from cells import SEEDS, TARGET_WINDOW, WITHIN_TARGET, Cell, tuning
 from running import read_cell
@@ -15,6 +16,16 @@ RULE = """For each of its numbers, a method takes the value with the lowest loss
 512, 1,024 and 2,048 tokens, among those whose retrieval at 2,048 (one key of several, dev prompts) is at most 5 points
 below the best value's. The chosen numbers are then put together."""
 _MAX_RETRIEVAL_LOSS = 0.05
+
+
+class Retrieving(Protocol):
+    """What has a share of right answers."""
+
+    @property
+    def retrieval(self) -> float: ...
+
+
+R = TypeVar("R", bound=Retrieving)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +57,13 @@ def candidates(method: str, field: str, results: Mapping[str, dict[str, Any]]) -
     found = []
     for name in names:
         values = results[name]["scores"]["values"]
-        losses = [_mean(values["perplexity"][str(length)]) for length in WITHIN_TARGET]
+        losses = [fmean(values["perplexity"][str(length)]) for length in WITHIN_TARGET]
         found.append(
             Candidate(
                 name=name,
                 value=getattr(variants[name], field),
-                loss=_mean(losses),
-                retrieval=_mean(values["multi_key"][str(TARGET_WINDOW)]),
+                loss=fmean(losses),
+                retrieval=fmean(values["multi_key"][str(TARGET_WINDOW)]),
             )
         )
     return found
@@ -60,10 +71,14 @@ def candidates(method: str, field: str, results: Mapping[str, dict[str, Any]]) -
 
 def choose(found: Iterable[Candidate]) -> Candidate:
     """See `RULE`."""
-    found = list(found)
+    return min(keeping_retrieval(list(found)), key=lambda candidate: candidate.loss)
+
+
+def keeping_retrieval(found: Sequence[R]) -> list[R]:
+    """Those whose retrieval is at most 5 points below the best's."""
     # Shares are sums of 1/n: rounding must not decide what is exactly 5 points below.
     least = max(candidate.retrieval for candidate in found) - _MAX_RETRIEVAL_LOSS - 1e-9
-    return min((candidate for candidate in found if candidate.retrieval >= least), key=lambda candidate: candidate.loss)
+    return [candidate for candidate in found if candidate.retrieval >= least]
 
 
 def chosen_variant(method: str, results: Mapping[str, dict[str, Any]]) -> Variant | None:
@@ -93,8 +108,3 @@ def tuned_cells(folder: Path, seeds: Iterable[int] = SEEDS) -> list[Cell]:
         for method, variant in chosen.items()
         if variant is not None
     ]
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from cells import TARGET_WINDOW, WINDOW, WITHIN_TARGET, Cell, study, tuning
-from choosing import tuned_cells
+from choosing import keeping_retrieval, tuned_cells
 from running import read_cell
 from variants import PUBLISHED, factorial
 
@@ -19,7 +19,6 @@ CONFIRMATION_SEEDS = (45, 46, 47)
 RULE = """A variant is a candidate if its loss inside the window is at most that of EABF as published, and its
 retrieval beyond the window at most 5 points below the best such variant's. Of the candidates, the one with the lowest
 loss beyond the window and the one with the highest retrieval at 1,024 to 4,096 tokens are confirmed."""
-_MAX_RETRIEVAL_LOSS = 0.05
 _BEYOND = tuple(length for length in WITHIN_TARGET if length > WINDOW)
 _REACH = (*_BEYOND, 2 * TARGET_WINDOW)
 _BASELINE = "eabf"
@@ -63,9 +62,7 @@ def confirmed_names(outcomes: Iterable[Outcome], baseline: Outcome) -> list[str]
     candidates = [outcome for outcome in outcomes if outcome.inside <= baseline.inside]
     if not candidates:
         return []
-    # Shares are sums of 1/n: rounding must not decide what is exactly 5 points below.
-    least = max(outcome.retrieval for outcome in candidates) - _MAX_RETRIEVAL_LOSS - 1e-9
-    candidates = [outcome for outcome in candidates if outcome.retrieval >= least]
+    candidates = keeping_retrieval(candidates)
     chosen = (
         min(candidates, key=lambda outcome: outcome.beyond),
         max(candidates, key=lambda outcome: outcome.reach),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from cells import Cell
 from study_loss import WeightedCollator, longce_weights
-from study_methods import apply_study_method, study_methods
+from study_methods import GAIN_NAME, apply_study_method, study_methods
 from transformers import PreTrainedModel, set_seed
 from variants import Variant
 
@@ -93,7 +93,7 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
 
 def _gains(model: PreTrainedModel) -> list[list[float]]:
     """softplus(a_h) of every layer with a learned scale, by head; EABF's value is 1 / ln c."""
-    found = [value for name, value in model.named_parameters() if name.endswith("eabf_gain")]
+    found = [value for name, value in model.named_parameters() if name.endswith(GAIN_NAME)]
     return [[round(gain, 4) for gain in torch.nn.functional.softplus(value.detach()).tolist()] for value in found]
 
 
