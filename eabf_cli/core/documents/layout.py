@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from eabf_cli.core.documents.broken_fonts import describe_broken_fonts
 from eabf_cli.core.documents.lines import Line, find_gutters, find_lines
+from eabf_cli.core.documents.overlays import unfinished_steps
 from eabf_cli.core.documents.paragraph import Paragraph
 from eabf_cli.core.documents.paragraphs import body_size, gather_labels, join_paragraphs, page_paragraphs
 from eabf_cli.core.documents.reading_order import find_blocks
@@ -27,9 +28,11 @@ def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tup
     lines = _find_lines(pages)
     around = zip([*pages, *beside], [*lines, *_find_lines(beside)], strict=True)
     edges = PageEdges([(page.index, page.height, found) for page, found in around])
+    kept = [edges.without(page.index, page.height, found) for page, found in zip(pages, lines, strict=True)]
+    steps = unfinished_steps(kept)
     blocks = []
-    for page, found in zip(pages, lines, strict=True):
-        blocks.append(find_blocks(edges.without(page.index, page.height, found)))
+    for number, page in enumerate(pages):
+        blocks.append([] if number in steps else find_blocks(kept[number]))
         for group in page.across:
             blocks[-1] += find_blocks(find_lines(group, find_gutters(group)))
     size = body_size(blocks)

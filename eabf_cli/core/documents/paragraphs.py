@@ -148,8 +148,10 @@ def join_paragraphs(paragraphs: Sequence[Paragraph]) -> list[Paragraph]:
         result.append(paragraph)
         if paragraph.is_heading or paragraph.is_aside:
             continue
-        while (index := _find_rest(paragraph, left)) is not None:
+        num_lines = len(paragraph.lines)
+        while (index := _find_rest(paragraph, left, num_lines=num_lines)) is not None:
             rest = left.pop(index)
+            num_lines = len(rest.lines)
             paragraph.lines = [*paragraph.lines, *rest.lines]
             paragraph.fills_last_line = rest.fills_last_line
             paragraph.block, paragraph.page = rest.block, rest.page
@@ -157,7 +159,8 @@ def join_paragraphs(paragraphs: Sequence[Paragraph]) -> list[Paragraph]:
     return result
 
 
-def _find_rest(paragraph: Paragraph, following: Sequence[Paragraph]) -> int | None:
+def _find_rest(paragraph: Paragraph, following: Sequence[Paragraph], *, num_lines: int) -> int | None:
+    """Where a paragraph goes on, whose last piece has so many lines."""
     last = paragraph.lines[-1]
     is_broken = last.endswith((LINE_END_HYPHEN, "-"))
     if _SENTENCE_END.search(last) or not (paragraph.fills_last_line or is_broken):
@@ -170,7 +173,7 @@ def _find_rest(paragraph: Paragraph, following: Sequence[Paragraph]) -> int | No
         is_elsewhere = other.page != paragraph.page or other.left > paragraph.right
         if is_elsewhere:
             # Of one line it cannot be told whether it fills the column.
-            is_full = len(paragraph.lines) > 1 and other.begins_column and not other.is_indented
+            is_full = num_lines > 1 and other.begins_column and not other.is_indented
             goes_on = other.text[0].islower() or is_broken or is_full
         else:
             # Between two blocks of one column stands a formula more often than a note.

@@ -120,12 +120,12 @@ def test_running_heads_and_page_numbers_go(tmp_path: Path) -> None:
 
 
 def test_a_page_with_nothing_but_what_repeats_keeps_it(tmp_path: Path) -> None:
-    pages = []
-    for _ in range(5):
+    pages, said = [], ["Thank you", "Any question?"] * 3
+    for text in said:
         page = Page()
-        page.put("Thank you", LEFT, 760)
+        page.put(text, LEFT, 760)
         pages.append(page)
-    assert read(tmp_path, build_pdf(pages)).text.split("\n\n") == ["Thank you"] * 5
+    assert read(tmp_path, build_pdf(pages)).text.split("\n\n") == said
 
 
 def test_words_broken_at_line_ends_are_whole_and_compounds_keep_their_hyphen(tmp_path: Path) -> None:
@@ -234,6 +234,43 @@ def test_a_slide_deck_gives_titles_and_points(tmp_path: Path) -> None:
         pages.append(page)
     text = read(tmp_path, build_pdf(pages)).text
     assert [line for line in text.split("\n") if line] == expected
+
+
+def slide(title: str, *points: str) -> Page:
+    page = Page()
+    page.put(title, 60, 600, size=24)
+    for number, point in enumerate(points):
+        page.put(point, 80, 540 - 60 * number, size=24)
+    return page
+
+
+def test_of_a_slide_that_is_built_up_only_the_last_step_is_read(tmp_path: Path) -> None:
+    steps = ["Alpha murnep.", "Beta homint.", "Gamma tolgar."]
+    pages = [slide("Points of gel", *steps[:number]) for number in range(4)]
+    pages += [slide("Points of gel", "Delta murnep."), slide("Others", "Alpha murnep.")]
+    for number, page in enumerate(pages):
+        page.put(str(number + 1), 580, 20, size=12)
+    document = read(tmp_path, build_pdf(pages))
+    expected = ["Points of gel", *steps, "Points of gel", "Delta murnep.", "Others", "Alpha murnep."]
+    assert [line for line in document.text.split("\n") if line] == expected
+    assert document.num_pages == 6
+
+
+def test_the_same_words_elsewhere_on_the_next_page_are_read_twice(tmp_path: Path) -> None:
+    first, second = Page(), Page()
+    first.put("Words of murnep.", LEFT, TOP)
+    second.put("Words of murnep.", LEFT, TOP - 40)
+    second.put("And homint.", LEFT, TOP - 80)
+    text = read(tmp_path, build_pdf([first, second])).text
+    assert text.split() == ["Words", "of", "murnep."] * 2 + ["And", "homint."]
+
+
+def test_a_label_in_two_pieces_does_not_run_into_the_next_page(tmp_path: Path) -> None:
+    first, second = slide("Title of murnep is long enough for a column"), slide("The next slide tells of homint")
+    first.put("Genotype matrix", 80, 300, size=24)
+    first.put("no perfect phylogeny", 80, 200, size=24)
+    text = read(tmp_path, build_pdf([first, second])).text
+    assert "phylogeny\n\nThe next" in text
 
 
 def test_pages_without_text_among_others_are_told(tmp_path: Path) -> None:
