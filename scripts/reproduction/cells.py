@@ -17,6 +17,9 @@ NUM_SAMPLES = 100
 SEEDS = (42, 43, 44)
 DEV_SEED = 142
 
+WANTED_HALF_WIDTH = 0.05
+"""Of the 95 % interval of a share, over the trials of all seeds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:

@@ -11,6 +11,7 @@ from cells import (
     NUM_SAMPLES,
     SEEDS,
     TARGET_WINDOW,
+    WANTED_HALF_WIDTH,
     WINDOW,
     Cell,
     ablations,
@@ -40,7 +41,6 @@ PICTURE = Path("docs/images/reproduction.png")
 PAPER = ("extrapolation", "data-efficiency", "tuning", "tuned", "ablations")
 """The experiments of `make reproduce`; `tuned` follows from the results of `tuning`."""
 
-_HALF_WIDTH = 0.05
 _NUM_PARAMETERS = 5_400_000
 
 
@@ -191,7 +191,7 @@ def _precision(folder: Path) -> str:
                     if width is None:
                         continue
                     num_means += 1
-                    if width > _HALF_WIDTH:
+                    if width > WANTED_HALF_WIDTH:
                         num_seeds = len(runs.scores)
                         seeds = "" if num_seeds == runs.num_planned else f", {num_seeds} of {runs.num_planned} seeds"
                         what = f"{MEASUREMENTS[measurement].lower()} at {length:,}"

@@ -39,10 +39,13 @@ def ablation_section(folder: Path) -> str:
             below 1 inside the original window."""
         ),
         missing_note(ablations(), folder),
-        *(level_table(runs, measurement, TWICE_TARGET) for measurement in (RETRIEVAL, LOSS)),
-        paragraph("By how much each is better than `eabf`, in points of retrieval and in nats:"),
-        comparison_tables(runs, [(name, "eabf") for name in runs if name != "eabf"], TWICE_TARGET),
     ]
+    if any(found.scores for found in runs.values()):
+        parts += [
+            *(level_table(runs, measurement, TWICE_TARGET) for measurement in (RETRIEVAL, LOSS)),
+            paragraph("By how much each is better than `eabf`, in points of retrieval and in nats:"),
+            comparison_tables(runs, [(name, "eabf") for name in runs if name != "eabf"], TWICE_TARGET),
+        ]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
-import torch
 from books import book_stretches
 from cells import Cell
-from measuring import rounded
+from measuring import record, rounded
 
 from eabf_cli import RopeScalingConfig, apply_method, load_model, load_tokenizer
 from eabf_cli.core.evals.scored_model import ScoredModel
@@ -47,17 +45,12 @@ def measure_larger_model(cell: Cell) -> dict[str, Any]:
     measured = evaluate_scores(model, load_tokenizer(name), config)
     scores = ScoredModel.of(measured, has_key_tokens=False).to_dict()
     positions = {f"{start}-{end}": losses for (start, end), losses in measured.positions.items()}
-    return {
-        "cell": asdict(cell),
-        "rope_theta": None if report is None else report.rope_theta,
-        "unscaled_layers": None if report is None else list(report.unscaled_layers),
-        "training": None,
+    found = {
         "scores": {
             "values": rounded(scores["values"]),
             "clusters": scores["clusters"],
             "positions": rounded({"positions": positions})["positions"],
         },
         "effective_length": measured.result["effective_length"],
-        "wall_s": round(time.perf_counter() - started, 1),
-        "torch": torch.__version__,
     }
+    return record(cell, report, found, started=started)

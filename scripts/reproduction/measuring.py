@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Cell
+from cells import WANTED_HALF_WIDTH, Cell
 from study_loss import WeightedCollator, longce_weights
 from study_methods import GAIN_NAME, apply_study_method, study_methods
 from transformers import PreTrainedModel, set_seed
@@ -49,7 +49,6 @@ _DEV_EVERY = 4
 _DEV_SEED = 1_000_000
 
 # Shares near 0 and 1 are known well from few passkeys; where they are not, more are asked for.
-_HALF_WIDTH = 0.05
 _NUM_MORE_PASSKEYS = 90
 _NUM_POOLED_SEEDS = 3
 
@@ -70,22 +69,34 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
     if cell.variant is not None:
         report, training = _extend(model, tokenizer, cell, cell.variant)
     model = _as_stored(model, cell.variant)
-    scored, effective_length = _measure(model, tokenizer, cell)
-    return {
-        "cell": asdict(cell),
-        "rope_theta": None if report is None else report.rope_theta,
-        "unscaled_layers": None if report is None else list(report.unscaled_layers),
-        "training": None
-        if training is None
-        else {
+    scores, effective_length = _measure(model, tokenizer, cell)
+    found: dict[str, Any] = {"scores": scores, "effective_length": effective_length}
+    if training is not None:
+        found["training"] = {
             "num_steps": training.num_steps,
             "num_tokens": training.num_tokens,
             "losses": [round(loss, 4) for loss in training.losses],
             "wall_s": round(training.wall_s, 1),
-        },
-        "scores": scored,
-        "effective_length": effective_length,
-        **({"gains": gains} if (gains := _gains(model)) else {}),
+        }
+    if gains := _gains(model):
+        found["gains"] = gains
+    return record(cell, report, found, started=started)
+
+
+def record(cell: Cell, report: PatchReport | None, found: dict[str, Any], *, started: float) -> dict[str, Any]:
+    """What is kept of a run.
+
+    Args:
+        report: of the method, if one was applied.
+        found: what was measured.
+        started: by `time.perf_counter`.
+    """
+    return {
+        "cell": asdict(cell),
+        "rope_theta": None if report is None else report.rope_theta,
+        "unscaled_layers": None if report is None else list(report.unscaled_layers),
+        "training": None,
+        **found,
         "wall_s": round(time.perf_counter() - started, 1),
         "torch": torch.__version__,
     }
@@ -185,7 +196,7 @@ def _measure(model: PreTrainedModel, tokenizer: Any, cell: Cell) -> tuple[dict[s
 def _is_known(trials: list[float]) -> bool:
     """Whether so many trials from each of the seeds give a share as exactly as is wanted."""
     low, high = wilson_interval(round(sum(trials)) * _NUM_POOLED_SEEDS, len(trials) * _NUM_POOLED_SEEDS)
-    return high - low <= 2 * _HALF_WIDTH
+    return high - low <= 2 * WANTED_HALF_WIDTH
 
 
 def rounded(values: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
