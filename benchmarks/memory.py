@@ -101,7 +101,12 @@ def _rows() -> list[Row]:
             ("360M", 4096, "full", True, 1),
         )
     ]
-    return demo + random_ones
+    whole_layers = [
+        Row(model="135M", seq_len=seq_len, tuning=tuning, mixed_precision=mixed, checkpointing=False)
+        for seq_len, mixed in ((2048, True), (1024, False))
+        for tuning in ("lora", "full")
+    ]
+    return demo + random_ones + whole_layers
 
 
 def random_config(name: str) -> PretrainedConfig:

@@ -546,7 +546,9 @@ _TOKENIZER_BYTES_PER_TOKEN = 700
 _HEAP_BLOCK = 32 * _MIB
 # Measured on models of 5 to 360 million weights (benchmarks/memory.py), in tensors of the MLP for each layer.
 # bitsandbytes makes more of them: its dequantised weights come and go as well.
-_HOLES_PER_LAYER = {"full": 0.45, "lora": 0.3, "qlora": 0.6}
+_HOLES_PER_LAYER = {"full": 0.45, "lora": 0.42, "qlora": 0.68}
+# Without checkpointing: an adapter's output, the same scaled and the sum with the base's come and go in every layer.
+_HOLES_PER_WHOLE_LAYER = _HOLES_PER_LAYER | {"lora": 1.0}
 
 
 def _overhead(step: _Step, device_type: str) -> int:
@@ -561,5 +563,6 @@ def _overhead(step: _Step, device_type: str) -> int:
         num_bytes += _BITSANDBYTES
     tensor = step.tokens * step.widths.intermediate * step.shape.intermediate / _NUM_MLP_TENSORS
     if device_type != "cuda" and tensor < _HEAP_BLOCK:
-        num_bytes += round(_HOLES_PER_LAYER[step.tuning] * step.shape.num_layers * _NUM_MLP_TENSORS * tensor)
+        holes = _HOLES_PER_LAYER if step.checkpointing else _HOLES_PER_WHOLE_LAYER
+        num_bytes += round(holes[step.tuning] * step.shape.num_layers * _NUM_MLP_TENSORS * tensor)
     return num_bytes
