@@ -9,7 +9,10 @@ from eabf_cli.core.documents.paragraph import Paragraph
 
 _HEADING = re.compile(
     r"(?:#+\s*)?\**(?:(?:\d{1,2}|[A-Z]|[IVX]{1,5})\.?\s+)?"
-    r"(?:references(?: and notes| cited)?|bibliography|literature cited|works cited|literature)[.:]?\**",
+    r"(?:references(?: and notes| cited)?|bibliography|literature cited|works cited|literature|"
+    r"literatur(?:verzeichnis)?|bibliogra(?:phie|f[i\u00ed]a)|r\u00e9f\u00e9rences(?: bibliographiques)?|"
+    r"referencias(?: bibliogr\u00e1ficas)?|refer\u00eancias(?: bibliogr\u00e1ficas)?|"
+    r"riferimenti(?: bibliografici)?|literatuur|\u53c2\u8003\u6587\u732e|\u53c3\u8003\u6587\u737b)[.:]?\**",
     re.IGNORECASE,
 )
 _CITATION = re.compile(

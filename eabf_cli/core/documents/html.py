@@ -11,7 +11,7 @@ from eabf_cli.core.documents.paragraph import Paragraph
 _HIDDEN = frozenset(
     (
         "script", "style", "nav", "head", "template", "noscript", "svg", "math", "iframe", "object", "select",
-        "button", "form", "dialog", "canvas", "audio", "video",
+        "button", "label", "dialog", "canvas", "audio", "video",
     )
 )
 _BLOCKS = frozenset(

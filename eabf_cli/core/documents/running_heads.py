@@ -33,8 +33,8 @@ class PageEdges:
                 places[_key(line)].add(index)
                 if (number := _PAGE_NUMBER.fullmatch(line.text)) is not None:
                     offsets[int(number[1]) - index] += 1
-        # On two pages out of hundreds the same words may stand by chance.
-        needed = 2 if len(pages) < 6 else 3
+        # On two pages out of hundreds the same words may stand by chance. Of few pages, two have the odd ones' head.
+        needed = 2 if len(pages) < 9 else 3
         self._repeated = {key for key, found in places.items() if len(found) >= needed}
         # A lone page's number is known if it is the page's place in the file.
         self._offsets = {offset for offset, count in offsets.items() if count >= 2 or offset == 1}

@@ -48,6 +48,13 @@ def test_what_is_not_shown_is_not_read(hidden: str) -> None:
     assert texts(f"<p>before</p>{hidden}<p>behind</p>") == ["before", "behind"]
 
 
+def test_a_page_that_is_one_form_is_read() -> None:
+    assert texts("<form id=aspnetForm><h1>News</h1><p>before</p><label>Search<input></label></form>") == [
+        "News",
+        "before",
+    ]
+
+
 def test_elements_may_be_left_open_and_entities_may_be_numbers() -> None:
     assert texts("<head><title>T</title><body><p>caf&eacute; &#8212; &#x3b8;<p>two<div hidden><p>x</div>three") == [
         "caf\u00e9 \u2014 \u03b8",

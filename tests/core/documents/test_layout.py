@@ -236,6 +236,19 @@ def test_a_slide_deck_gives_titles_and_points(tmp_path: Path) -> None:
     assert [line for line in text.split("\n") if line] == expected
 
 
+def test_the_heads_of_odd_and_even_pages_go_from_a_paper_of_six(tmp_path: Path) -> None:
+    pages, words = [], []
+    for number in range(1, 7):
+        page = Page()
+        if number > 1:
+            page.put("The Name of the Title" if number % 2 else "Homint and Murnep", LEFT, 760)
+        body = make_words(120, seed=number)
+        page.put_column(body, LEFT, TOP, FULL)
+        words += body
+        pages.append(page)
+    assert read(tmp_path, build_pdf(pages)).text.split() == words
+
+
 def slide(title: str, *points: str) -> Page:
     page = Page()
     page.put(title, 60, 600, size=24)

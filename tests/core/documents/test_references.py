@@ -44,7 +44,19 @@ def read(tmp_path: Path, name: str, content: bytes, **options: str) -> Document:
     return read_document(path, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("heading", ["References", "7 References", "REFERENCES", "Bibliography", "Literature Cited"])
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "References",
+        "7 References",
+        "REFERENCES",
+        "Bibliography",
+        "Literature Cited",
+        "Literaturverzeichnis",
+        "Refer\u00eancias",
+        "7 R\u00e9f\u00e9rences",
+    ],
+)
 @pytest.mark.parametrize("title", [None, "A Proofs", "Appendix", "Supplementary Material", "A.1 Details of the Gel"])
 def test_the_list_goes_and_the_appendix_stays(tmp_path: Path, heading: str, title: str | None) -> None:
     appendix = " ".join(make_words(90, seed=2))
