@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -257,10 +258,18 @@ class _Run:
             f"{recipe.learning_rate:g}", "bfloat16 autocast" if self.mixed_precision else "float32",
         )  # fmt: skip
         try:
-            return train(model, samples, recipe, folder=folder, **options)
-        finally:
-            if is_main_process():
-                plot_loss(folder)
+            training = train(model, samples, recipe, folder=folder, **options)
+        except BaseException:
+            # What stopped the training is what is told: where memory is out, a picture cannot be drawn either.
+            with contextlib.suppress(Exception):
+                self._plot(folder)
+            raise
+        self._plot(folder)
+        return training
+
+    def _plot(self, folder: Path) -> None:
+        if is_main_process():
+            plot_loss(folder)
 
     def _evaluate(self, model: PreTrainedModel, name: str) -> dict[str, Any] | None:
         """Measure a model at the same lengths as the others, the target's among them; the main process alone does."""

@@ -12,7 +12,7 @@ from eabf_cli.core.errors import CheckpointError, InvalidConfigError, OutputExis
 from eabf_cli.core.files import check_target, read_json, write_json
 from eabf_cli.core.finetune.manifest import newest_whole_checkpoint, remove_checkpoints_after, step_of
 from eabf_cli.core.finetune.plan import FinetuneConfig, FinetunePlan, FinetuneTarget
-from eabf_cli.core.processes import is_main_process, wait_for_everyone
+from eabf_cli.core.processes import is_main_process, num_processes, wait_for_everyone
 from eabf_cli.core.run_record import RUN_FILE, read_run_record
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ def run_settings(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any]:
         "scaling": plan.resolution.scaling.to_dict(),
         "data_hash": plan.samples.data_hash,
         "weights": plan.source.fingerprint(),
+        # Gradients are summed in another order.
+        "num_processes": num_processes(),
     }
     return _jsonable(settings)
 

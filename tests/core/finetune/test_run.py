@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eabf_cli.core.checkpoint import load_model
 from eabf_cli.core.data.samples import IGNORE_INDEX, DataConfig, Sample, SampleSet, load_samples
-from eabf_cli.core.errors import CheckpointError, DataError, InvalidConfigError, OutputExistsError
+from eabf_cli.core.errors import CheckpointError, DataError, EabfError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.evaluation import EvalConfig, evaluate
+from eabf_cli.core.finetune import run as finetune_run
+from eabf_cli.core.finetune import run_folder
 from eabf_cli.core.finetune.control import cut_samples
 from eabf_cli.core.finetune.run import FinetuneConfig, finetune
 from eabf_cli.core.finetune.settings import RestorationConfig
@@ -308,6 +310,31 @@ def unfinished_run(config: FinetuneConfig, folder: Path) -> FinetuneConfig:
         if path.name != "eabf_settings.json":
             path.unlink()
     return run
+
+
+def test_a_run_is_not_resumed_with_another_number_of_processes(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = unfinished_run(config, tmp_path / "run")
+    monkeypatch.setattr(run_folder, "num_processes", lambda: 2)
+    with pytest.raises(InvalidConfigError, match=r"num_processes 1 -> 2"):
+        finetune(replace(run, resume=True))
+
+
+def test_what_stops_a_training_is_told_even_if_its_picture_cannot_be_drawn(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError("no memory")
+
+    def no_library(*_: Any) -> None:
+        raise ImportError("failed to map segment")
+
+    monkeypatch.setattr(finetune_run, "train", no_memory)
+    monkeypatch.setattr(finetune_run, "plot_loss", no_library)
+    with pytest.raises((MemoryError, EabfError)) as error:
+        finetune(replace(config, output=tmp_path / "run"))
+    assert "map segment" not in str(error.value)
 
 
 def test_an_unfinished_folder_is_resumed_overwritten_or_refused_with_both_hints(
