@@ -63,6 +63,8 @@ def demo_path(split: str = "train") -> Path:
 def _open_source(source: str, split: str | None, revision: str | None) -> Records:
     if source == DEMO_DATASET:
         return open_file(demo_path(split or "train"))
+    if not source.strip():
+        raise DataError("the dataset has an empty name: give a file, a folder or a Hub id")
     path = Path(source).expanduser()
     if not path.exists():
         if path.suffix.lower() in FILE_SUFFIXES or not _HUB_ID.fullmatch(source):

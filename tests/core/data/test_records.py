@@ -98,6 +98,12 @@ def test_malformed_data_is_refused_where_it_is(tmp_path: Path, name: str, conten
     assert str(path) in str(refused.value)
 
 
+@pytest.mark.parametrize("source", ["", " "])
+def test_an_empty_name_is_not_the_working_directory(source: str) -> None:
+    with pytest.raises(DataError, match="empty name"):
+        open_records(source)
+
+
 @pytest.mark.parametrize("source", ["missing.jsonl", "some/where/else/data", "./data", "notes.txt", "/no/such"])
 def test_a_mistyped_path_is_not_looked_up_on_the_hub(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(datasets, "load_dataset")
