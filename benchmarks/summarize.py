@@ -10,7 +10,7 @@ eabf      `Generator.write`: prefill in chunks into a cache that is allocated on
 generate  transformers' generate() with its own cache, the whole prompt in one forward pass.
 official  the whole prompt at once and no cache: every token costs the whole prompt. A few tokens are timed and the rest
           is extrapolated: tokens x median seconds of one, which is low, since the text grows meanwhile.
-llama.cpp the same GGUF file, in its own quantisation and without eabf, if llama_cpp is installed.
+llama.cpp the same GGUF file, in its own quantisation and without eabf, if xllamacpp is installed.
 
 The end of a text is not looked for, so that all sides make the same number of tokens; where ours stops for a loop and
 tries again, its decoding time is brought to that number. Peak memory is that of the process (VmHWM, Linux), libraries
@@ -43,7 +43,7 @@ def main() -> None:
         print(json.dumps(SIDES[options.side](options)))
         return
     names = ["eabf", "generate", "official"]
-    if options.model.endswith(".gguf") and importlib.util.find_spec("llama_cpp") is not None:
+    if options.model.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
         names.append("llama.cpp")
     results = []
     for length in options.lengths:
@@ -181,7 +181,7 @@ def run_official(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_llama_cpp(options: argparse.Namespace) -> dict[str, Any]:
-    import llama_cpp
+    import xllamacpp
 
     from eabf_cli import load_tokenizer
     from eabf_cli.core.data.records import open_records
@@ -190,20 +190,25 @@ def run_llama_cpp(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(options.model)
     text = "\n\n".join(read().text or "" for read in open_records("demo-long", split="heldout"))
     ids = (tokenizer(text, add_special_tokens=False)["input_ids"] * 8)[:length]
-    model = llama_cpp.Llama(
-        options.model,
-        n_ctx=length + options.new_tokens,
-        n_batch=options.chunk_tokens,
-        n_threads=os.cpu_count(),
-        verbose=False,
-    )
-    started = time.perf_counter()
-    model.eval(ids)
-    read_s = time.perf_counter() - started
-    started = time.perf_counter()
-    for _ in range(options.new_tokens):
-        model.eval([model.sample(temp=0.0)])
-    return measured(options, read_s, time.perf_counter() - started, options.new_tokens)
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = options.model
+    parameters.n_ctx = length + options.new_tokens
+    parameters.n_batch = options.chunk_tokens
+    parameters.cpuparams.n_threads = os.cpu_count() or 1
+    parameters.verbosity = 0
+    server = xllamacpp.Server(parameters)
+    request = {
+        "prompt": ids,
+        "n_predict": options.new_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "cache_prompt": False,
+    }
+    answer = server.handle_completions(request)
+    if "timings" not in answer:
+        sys.exit(f"llama.cpp: {answer}")
+    timings = answer["timings"]
+    return measured(options, timings["prompt_ms"] / 1e3, timings["predicted_ms"] / 1e3, timings["predicted_n"])
 
 
 SIDES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
