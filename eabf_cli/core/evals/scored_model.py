@@ -69,13 +69,19 @@ class ScoredModel:
 def pool_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results of several seeds as one: numbers averaged (perplexities as losses), counts those of one seed.
 
-    The effective length is the shortest, which every seed reaches. What one seed lacks is None.
+    Effective lengths are the shortest, which every seed reaches. What one seed lacks is None.
     """
     pooled: dict[str, Any] = _pooled(results)
-    if len(results) > 1:
-        lengths = [result["effective_length"] for result in results]
-        pooled["effective_length"] = None if None in lengths else min(lengths)
+    pooled["effective_length"] = _shortest([result["effective_length"] for result in results])
+    if "effective_lengths" in pooled:
+        by_task = [result["effective_lengths"] for result in results]
+        pooled["effective_lengths"] = {task: _shortest([found[task] for found in by_task]) for task in by_task[0]}
     return pooled
+
+
+def _shortest(lengths: Sequence[int | None]) -> int | None:
+    known = [length for length in lengths if length is not None]
+    return min(known) if len(known) == len(lengths) else None
 
 
 def _pooled(values: Sequence[Any], name: str = "") -> Any:

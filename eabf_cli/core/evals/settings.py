@@ -79,6 +79,8 @@ class EvalConfig:
             raise InvalidConfigError(f"lengths must be numbers of at least 4 tokens, got {self.lengths}")
         if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
             raise InvalidConfigError(f"depths must be between 0 and 1, got {self.depths}")
+        if len(set(self.depths)) < len(self.depths):
+            raise InvalidConfigError(f"depths must differ, got {', '.join(f'{depth:g}' for depth in self.depths)}")
         if "multi_key" in self.tasks and len(self.depths) > MOST_DEPTHS:
             raise InvalidConfigError(f"multi_key takes {MOST_DEPTHS} depths at most, got {len(self.depths)}")
         for name in (

@@ -102,6 +102,8 @@ class SuiteConfig:
             raise InvalidConfigError("no task is named")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 4):
             raise InvalidConfigError(f"lengths must be numbers of at least 4 tokens, got {self.lengths}")
+        if self.include_path is not None and not self.include_path.is_dir():
+            raise InvalidConfigError(f"task folder {self.include_path} does not exist, or is no folder")
         if self.limit is not None and self.limit < 1:
             raise InvalidConfigError(f"limit must be at least 1, got {self.limit}")
         if self.batch_size < 1:

@@ -77,3 +77,8 @@ def test_the_grid_has_the_cells_of_every_task_with_a_depth() -> None:
     assert needle_grid({"multi_key": cells, "needles": [{"length": 64}]}) == [
         {"task": "multi_key", **cell} for cell in cells
     ]
+
+
+def test_a_depth_given_twice_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match=r"depths must differ, got 0.5, 0.5"):
+        EvalConfig(depths=(0.5, 0.5))

@@ -49,6 +49,7 @@ def test_results_of_several_seeds_are_averaged_entry_by_entry() -> None:
         return {
             "method": "eabf",
             "effective_length": length,
+            "effective_lengths": {"passkey": length},
             "perplexity": [{"length": 512, "perplexity": perplexity, "stderr": stderr, "num_tokens": 99}],
             "passkey": [{"length": 512, "depth": 0.5, "accuracy": accuracy, "num_trials": 10}],
             "notes": ["a note"],
@@ -58,8 +59,11 @@ def test_results_of_several_seeds_are_averaged_entry_by_entry() -> None:
     assert pooled == {
         "method": "eabf",
         "effective_length": 1024,
+        "effective_lengths": {"passkey": 1024},
         "perplexity": [{"length": 512, "perplexity": pytest.approx(math.sqrt(600)), "stderr": None, "num_tokens": 99}],
         "passkey": [{"length": 512, "depth": 0.5, "accuracy": 0.75, "num_trials": 10}],
         "notes": ["a note"],
     }
-    assert pool_results([result(20.0, 0.5, 2048, 1.0), result(20.0, 0.5, None, 1.0)])["effective_length"] is None
+    lacking = pool_results([result(20.0, 0.5, 2048, 1.0), result(20.0, 0.5, None, 1.0)])
+    assert lacking["effective_length"] is None
+    assert lacking["effective_lengths"] == {"passkey": None}

@@ -361,6 +361,11 @@ def test_without_lm_eval_the_message_says_what_to_install(monkeypatch: pytest.Mo
         Suites(SuiteConfig(tasks=("ruler", "paper")))
 
 
+def test_a_task_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfigError, match="nofolder does not exist"):
+        SuiteConfig(tasks=("scored",), include_path=tmp_path / "nofolder")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
