@@ -17,8 +17,9 @@ def tuning_section(folder: Path) -> str:
     parts = [
         "## Published and tuned",
         paragraph(
-            f"""Every method gets the same four runs on the dev split, with one draw of samples, to tune its learning
-            rate and its own number (base or factor). {RULE} The combination was not run on the dev split."""
+            f"""Every method gets the same four runs beside its published one on the dev split, with one draw of
+            samples, to tune its learning rate and its own number (base or factor). {RULE} The combination was not run
+            on the dev split."""
         ),
         missing_note(tuning(), folder),
         _tuning_table(folder),
