@@ -73,7 +73,7 @@ def confirmed_names(outcomes: Iterable[Outcome], baseline: Outcome) -> list[str]
 def confirmation_cells(folder: Path) -> list[Cell]:
     """The chosen variants and what they have to beat, with samples of their own, on the test split.
 
-    None while a run is missing that the choice, or the tuning of ABF and YaRN, needs.
+    Empty while a run is missing that the choice, or the tuning of EABF, ABF and YaRN, needs.
     """
     cells = dict(zip(factorial(), study(), strict=True))
     results = {name: read_cell(folder, cell) for name, cell in cells.items()}
