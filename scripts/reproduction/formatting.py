@@ -56,6 +56,11 @@ def paragraph(text: str, *, indent: str = "") -> str:
     )
 
 
+def bullets(texts: Iterable[str]) -> str:
+    """A list."""
+    return "\n".join(paragraph(f"- {text}", indent="  ") for text in texts)
+
+
 def plain(words: str) -> str:
     """A verdict without its markup."""
     return words.strip("*")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cells import TARGET_WINDOW, TWICE_TARGET, WINDOW, WITHIN_TARGET, Cell, study
-from confirming import CONFIRMATION_SEEDS, confirmation_cells
-from confirming import RULE as CONFIRMATION_RULE
+from cells import TARGET_WINDOW, WINDOW, Cell, study
+from confirmation_section import confirmation_section, confirmed
 from estimates import LOSS, RETRIEVAL, Runs, read_runs
-from formatting import COMPARED, judgement_text, level_text, paragraph, table
-from shared_tables import comparison_tables, level_table, missing_note
+from formatting import COMPARED, bullets, judgement_text, level_text, paragraph, table
+from shared_tables import missing_note
+from spans import BEYOND, spanned
 from variants import FREQUENCIES, LOSSES, SCALES, factor_name, factorial
-from verdicts import Claim, judge
+from verdicts import MISSING, OPEN, Claim, Judgement, judge
 
 from eabf_cli.core.evals.comparisons import UnitScores
 from eabf_cli.core.files import write_text
 
 STUDY = Path("docs/study.md")
 _FACTORS = {"frequencies": FREQUENCIES, "scale": SCALES, "loss": LOSSES}
-_BEYOND = tuple(length for length in WITHIN_TARGET if length > WINDOW)
 # What is reported, by measurement and by the length that it is kept under in `spans`.
 _OUTCOMES = {
     "loss inside (nats)": (LOSS, WINDOW),
@@ -47,10 +47,11 @@ def study_text(results: Path) -> str:
         ),
         missing_note(study(), results),
         paragraph(
-            f"""*Inside* is {WINDOW} tokens; *beyond* are {_BEYOND[0]:,} and {_BEYOND[1]:,}: the loss averaged over
+            f"""*Inside* is {WINDOW} tokens; *beyond* are {BEYOND[0]:,} and {BEYOND[1]:,}: the loss averaged over
             both, the trials (one key of several, repeated spans) of both side by side. There is one seed: verdicts are
             on the trained models alone, at 95 % with Holm's correction over a column of a table."""
         ),
+        *_in_short(runs, results),
         "## Main effects",
         paragraph(
             """By how much each level of a factor is better than the factor's first, averaged over all combinations of
@@ -63,36 +64,43 @@ def study_text(results: Path) -> str:
             """Perplexity and retrieval with half the width of their 95 % intervals over documents and trials."""
         ),
         _levels(runs),
-        *_confirmation_section(results),
+        *confirmation_section(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _in_short(runs: Mapping[str, Runs], results: Path) -> list[str]:
+    """What was told apart, and whether a variant wins."""
+    effects, found = list(_effects(runs)), confirmed(results)
+    if not effects and not found:
+        return []
+    parts = ["## In short"]
+    if effects:
+        parts += ["Effects that are told apart on the models of the study:", bullets(effects)]
+    if found:
+        parts += ["What became of the best, [trained anew](#confirmation) on other samples:", bullets(found)]
+    return parts
+
+
+def _effects(runs: Mapping[str, Runs]) -> Iterator[str]:
+    tables = [(pairs, means) for pairs, means, _ in (_level_means(factor, runs) for factor in _FACTORS)]
+    for pairs, means in (*tables, (_additions(runs), runs)):
+        judged = _judged(pairs, means)
+        for number, (better, worse) in enumerate(pairs):
+            told = [
+                f"{outcome} {_text(found[number], outcome)}"
+                for outcome, found in judged.items()
+                if found[number].verdict not in (OPEN, MISSING)
+            ]
+            if told:
+                yield f"`{better}` against `{worse}`: {'; '.join(told)}"
 
 
 def study_runs(results: Path) -> dict[str, Runs]:
     """The study's runs by combination, as `spans` makes them."""
     cells: dict[str, Cell] = dict(zip(factorial(), study(), strict=True))
     read = read_runs(cells.values(), results)
-    found = {name: read[cell.name] for name, cell in cells.items()}
-    return {
-        name: Runs(name, {seed: spans(scores) for seed, scores in runs.scores.items()}, runs.num_planned)
-        for name, runs in found.items()
-    }
-
-
-def spans(scores: UnitScores) -> UnitScores:
-    """A run's scores inside the window (under `WINDOW`) and beyond it (under `TARGET_WINDOW`)."""
-    losses = [scores.values[LOSS][length] for length in _BEYOND]
-    trials = [value for length in _BEYOND for value in scores.values[RETRIEVAL][length]]
-    prompts = [
-        10_000 * number + prompt
-        for number, length in enumerate(_BEYOND)
-        for prompt in scores.clusters[RETRIEVAL][length]
-    ]
-    beyond = [sum(document) / len(document) for document in zip(*losses, strict=True)]
-    return UnitScores(
-        {LOSS: {WINDOW: scores.values[LOSS][WINDOW], TARGET_WINDOW: beyond}, RETRIEVAL: {TARGET_WINDOW: trials}},
-        {RETRIEVAL: {TARGET_WINDOW: prompts}},
-    )
+    return spanned({name: replace(read[cell.name], name=name) for name, cell in cells.items()})
 
 
 def averaged(name: str, models: Sequence[Runs]) -> Runs:
@@ -118,7 +126,16 @@ def _mean(scores: Sequence[UnitScores]) -> UnitScores:
 
 
 def _main_effects(factor: str, runs: Mapping[str, Runs]) -> str:
-    """A row for each level but the first, over the combinations of which every level of the factor is there."""
+    """A row for each level but the first; empty while there is nothing to average over."""
+    pairs, means, num_combinations = _level_means(factor, runs)
+    return _comparison(pairs, means, f"{factor.capitalize()}, over {num_combinations} combinations") if pairs else ""
+
+
+def _level_means(factor: str, runs: Mapping[str, Runs]) -> tuple[list[tuple[str, str]], dict[str, Runs], int]:
+    """Each level with the first, the levels' means, and over how many combinations they are.
+
+    These are the combinations of the other factors of which every level is there.
+    """
     levels = _FACTORS[factor]
     rest = [
         combination
@@ -126,12 +143,11 @@ def _main_effects(factor: str, runs: Mapping[str, Runs]) -> str:
         if all(runs[_named(factor, level, combination)].scores for level in levels)
     ]
     if not rest:
-        return ""
+        return [], {}, 0
     means = {
         level: averaged(level, [runs[_named(factor, level, combination)] for combination in rest]) for level in levels
     }
-    title = f"{factor.capitalize()}, over {len(rest)} combinations"
-    return _comparison([(level, levels[0]) for level in levels[1:]], means, title)
+    return [(level, levels[0]) for level in levels[1:]], means, len(rest)
 
 
 def _combinations_without(factor: str) -> list[dict[str, str]]:
@@ -144,7 +160,7 @@ def _named(factor: str, level: str, rest: Mapping[str, str]) -> str:
 
 
 def _additions_section(runs: Mapping[str, Runs]) -> list[str]:
-    pairs = [pair for pair in _additions() if all(runs[name].scores for name in pair)]
+    pairs = _additions(runs)
     if not pairs:
         return []
     return [
@@ -157,8 +173,8 @@ def _additions_section(runs: Mapping[str, Runs]) -> list[str]:
     ]
 
 
-def _additions() -> list[tuple[str, str]]:
-    """The combinations outside the factorial, with what they are compared with."""
+def _additions(runs: Mapping[str, Runs]) -> list[tuple[str, str]]:
+    """The combinations outside the factorial that are there, with what they are compared with."""
     pairs = []
     for name in factorial():
         frequencies, scale, loss = name.split("+")
@@ -166,46 +182,25 @@ def _additions() -> list[tuple[str, str]]:
             pairs.append((name, factor_name(frequencies, "eabf", loss)))
         elif loss == "longce":
             pairs.append((name, factor_name(frequencies, scale, "plain")))
-    return pairs
-
-
-def _confirmation_section(results: Path) -> list[str]:
-    cells = confirmation_cells(results)
-    parts = [
-        "## Confirmation",
-        paragraph(
-            f"""{CONFIRMATION_RULE} They are trained anew on {len(CONFIRMATION_SEEDS)} draws of samples that nothing was
-            chosen on (seeds {", ".join(map(str, CONFIRMATION_SEEDS))}), beside EABF as published and the tuned EABF,
-            ABF and YaRN, and measured on the test split, whose documents, prompts and wordings the study has not
-            seen."""
-        ),
-    ]
-    if not cells:
-        return [*parts, "The runs that they are chosen by are not all there yet, or none is a candidate."]
-    runs = read_runs(cells, results)
-    new = [name for name in runs if name in factorial()]
-    pairs = [(name, other) for name in new for other in runs if other not in new]
-    return [
-        *parts,
-        missing_note(cells, results),
-        *(level_table(runs, measurement, TWICE_TARGET) for measurement in (RETRIEVAL, LOSS)),
-        paragraph("By how much each is better, in points of retrieval and in nats:"),
-        comparison_tables(runs, pairs, TWICE_TARGET),
-    ]
+    return [pair for pair in pairs if all(runs[name].scores for name in pair)]
 
 
 def _comparison(pairs: Sequence[tuple[str, str]], runs: Mapping[str, Runs], title: str = "Better by") -> str:
-    columns = []
-    for measurement, length in _OUTCOMES.values():
-        claims = [Claim(better=better, worse=worse, length=length) for better, worse in pairs]
-        columns.append(
-            [
-                judgement_text(judgement, COMPARED, is_loss=measurement == LOSS, num_planned=1)
-                for judgement in judge(claims, runs, measurement)
-            ]
-        )
+    columns = [[_text(judgement, outcome) for judgement in found] for outcome, found in _judged(pairs, runs).items()]
     rows = [(f"`{better}` against `{worse}`", *texts) for (better, worse), *texts in zip(pairs, *columns, strict=True)]
     return table((title, *_OUTCOMES), rows)
+
+
+def _judged(pairs: Sequence[tuple[str, str]], runs: Mapping[str, Runs]) -> dict[str, list[Judgement]]:
+    """A judgement for each pair, by outcome."""
+    return {
+        outcome: judge([Claim(better=better, worse=worse, length=length) for better, worse in pairs], runs, measurement)
+        for outcome, (measurement, length) in _OUTCOMES.items()
+    }
+
+
+def _text(judgement: Judgement, outcome: str) -> str:
+    return judgement_text(judgement, COMPARED, is_loss=_OUTCOMES[outcome][0] == LOSS, num_planned=1)
 
 
 def _levels(runs: Mapping[str, Runs]) -> str:

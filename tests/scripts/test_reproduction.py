@@ -397,3 +397,60 @@ def test_the_confirmation_is_planned_on_fresh_seeds_once_everything_is_chosen(tm
 
     cell_file(tmp_path, study()[0]).unlink()
     assert confirmation_cells(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "loss", "verdict", "ends"),
+    [
+        (0.9, 3.0, "beaten", "wins"),
+        (0.6, 2.9, "beaten", "wins"),
+        (0.6, 3.0, "not beaten", "not told apart beyond the window"),
+        (0.9, 3.1, "not beaten", "loss inside is worse and loss beyond is worse"),
+        (0.3, 2.9, "not beaten", "retrieval inside is worse and retrieval beyond is worse"),
+    ],
+)
+def test_a_variant_wins_if_it_is_better_beyond_the_window_and_nowhere_worse(
+    found: float, loss: float, verdict: str, ends: str
+) -> None:
+    from confirming import CONFIRMATION_SEEDS
+    from spans import spanned
+    from winning import conclusions, duel_rows, duels
+
+    rivals = ["eabf", "abf-tuned", "yarn-tuned"]
+    measured = {name: runs(name, 0.6, seeds=CONFIRMATION_SEEDS) for name in rivals}
+    measured["new"] = runs("new", found, loss=loss, seeds=CONFIRMATION_SEEDS)
+    fought = duels(["new"], rivals, spanned(measured))
+    assert {row[-1].strip("*").removesuffix(" here") for row in duel_rows(fought)} == {verdict}
+    (conclusion,) = conclusions(fought)
+    assert ends in conclusion
+
+
+def test_a_variant_wins_only_against_all_that_it_has_to_beat() -> None:
+    from confirming import CONFIRMATION_SEEDS
+    from spans import spanned
+    from winning import conclusions, duels
+
+    levels = {"new": 0.7, "eabf": 0.4, "abf-tuned": 0.4, "yarn-tuned": 0.95, "eabf-tuned": 0.95}
+    measured = {name: runs(name, found, seeds=CONFIRMATION_SEEDS) for name, found in levels.items()}
+    rivals = [name for name in levels if name != "new"]
+    (conclusion,) = conclusions(duels(["new"], rivals, spanned(measured)))
+    assert conclusion.startswith("`new` beats `eabf` and `abf-tuned`, but not `yarn-tuned` (")
+
+    # The tuned EABF is shown, and need not be beaten.
+    measured["yarn-tuned"] = runs("yarn-tuned", 0.4, seeds=CONFIRMATION_SEEDS)
+    (conclusion,) = conclusions(duels(["new"], rivals, spanned(measured)))
+    assert "`new` wins" in conclusion
+
+
+def test_nothing_wins_while_runs_are_missing() -> None:
+    from confirming import CONFIRMATION_SEEDS
+    from estimates import Runs
+    from spans import spanned
+    from winning import conclusions, duels
+
+    rivals = ["eabf", "abf-tuned", "yarn-tuned"]
+    measured = {name: runs(name, 0.3, seeds=CONFIRMATION_SEEDS) for name in rivals}
+    measured["new"] = runs("new", 0.9, seeds=CONFIRMATION_SEEDS)
+    for there in ({}, dict(list(measured["eabf"].scores.items())[:2])):
+        (conclusion,) = conclusions(duels(["new"], rivals, spanned(measured | {"eabf": Runs("eabf", there, 3)})))
+        assert conclusion == "Of `new` or of what it has to beat, runs are missing."
