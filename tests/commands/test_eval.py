@@ -150,6 +150,23 @@ def test_documents_that_are_too_short_are_counted(eabf: Eabf, tiny_llama_folder:
     assert "Left out for having fewer than 32 tokens" in result.stderr
 
 
+def test_how_many_documents_a_loss_is_from_is_told(eabf: Eabf, tiny_llama_folder: Path, workdir: Path) -> None:
+    for name, count in (("middle", 60), ("half", 60), ("long", 200)):
+        (workdir / f"{name}.txt").write_text("the sun was warm " * count)
+    tasks = "perplexity,context_gain,perplexity_by_position"
+    arguments = ("eval", "-m", tiny_llama_folder, "--text", ".", "--lengths", "32,256,512", "--tasks", tasks)
+    result = eabf(*arguments, "--dry-run")
+    why = "since it reads the same tokens at every context: shorter --lengths take more of them"
+    assert f"the loss by context is from 1 of 3 documents, those with 512 tokens, {why}" in result.stdout
+    shown = succeeded(eabf(*arguments)).stdout
+    assert (
+        "Documents: perplexity 3 up to 256 tokens, 1 up to 512; loss by context 1; "
+        "perplexity by position 3 up to 288 tokens, 1 up to 512." in shown
+    )
+    few = (*arguments[:-4], "--lengths", "32,2048", "--tasks", "context_gain")
+    assert "the loss by context ends at 32 tokens: no document has 2,048" in eabf(*few, "--dry-run").stdout
+
+
 def test_bundled_documents_that_are_too_short_leave_the_needles(eabf: Eabf) -> None:
     found = printed(eabf("eval", "--lengths", 5000, "--tasks", "perplexity,passkey", "--trials", 1, "--json"))
     assert found["tasks"] == ["passkey"]

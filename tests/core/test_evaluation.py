@@ -194,6 +194,26 @@ def test_perplexity_by_position_is_that_of_the_tokens_there() -> None:
         assert measured.positions[entry["start"], entry["end"]] == pytest.approx(here.tolist(), abs=1e-5)
 
 
+def test_documents_of_several_lengths_count_as_far_as_they_go_and_in_context_gain_only_the_longest() -> None:
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    texts = (DOCUMENTS[0], DOCUMENTS[1][:100], DOCUMENTS[2], DOCUMENTS[0][:40])
+    tasks = ("perplexity", "context_gain", "perplexity_by_position")
+    config = EvalConfig(tasks=tasks, lengths=(32, 64, 128), target_tokens=8, documents=texts)
+    result = evaluate(model, tokenizer, config)
+    rows = [[tokenizer.bos_token_id, *tokenizer(text, verbose=False)["input_ids"]][:128] for text in texts]
+    assert [len(row) for row in rows] == [128, 101, 128, 41]
+    assert {entry["length"]: entry["num_documents"] for entry in result["perplexity"]} == {32: 4, 64: 3, 128: 2}
+    assert {entry["context"]: entry["num_documents"] for entry in result["context_gain"]} == {32: 2, 64: 2, 128: 2}
+    losses = [losses_of_row(model, row) for row in rows]
+    for entry in result["perplexity_by_position"]:
+        start, end = entry["start"], entry["end"]
+        here = [loss[start - 1 : end - 1].mean() for loss, row in zip(losses, rows, strict=True) if len(row) >= end]
+        assert entry["num_documents"] == len(here)
+        assert entry["num_tokens"] == len(here) * (end - start)
+        assert entry["perplexity"] == pytest.approx(torch.stack(here).mean().exp().item(), rel=1e-5)
+    assert {entry["num_documents"] for entry in result["perplexity_by_position"]} == {4, 3, 2}
+
+
 def test_key_tokens_are_told_by_the_window_and_scored_at_every_context(demo: tuple[Any, Any]) -> None:
     model, tokenizer = demo
     contexts, num_targets = (32, 512, 600), 16

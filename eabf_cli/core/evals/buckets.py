@@ -1,4 +1,4 @@
-"""Perplexity by position: the loss of every token of long documents, averaged over stretches of positions."""
+"""Perplexity by position: the loss of every token of documents, averaged over stretches of positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from eabf_cli.core.evals.language_modeling import Document, mean_and_stderr
+from eabf_cli.core.evals.language_modeling import Document, longest_filled, mean_and_stderr
 from eabf_cli.core.evals.rows import Row, Target
 
 if TYPE_CHECKING:
@@ -27,18 +27,29 @@ def position_buckets(length: int) -> list[tuple[int, int]]:
 
 
 def position_rows(documents: Sequence[Document], bos: list[int], lengths: Sequence[int]) -> list[Row]:
-    """The documents that fill the longest of the lengths that any fills, with every token a target."""
-    fitting = [length for length in lengths if any(len(document) + len(bos) >= length for document in documents)]
-    if not fitting:
+    """Documents with every token a target, up to the longest of the lengths that any fills.
+
+    A shorter document is read as far as it fills stretches of positions; one that fills none is left out.
+    """
+    length = longest_filled((len(document) + len(bos) for document in documents), lengths)
+    if length is None:
         return []
-    length = max(fitting)
-    targets = tuple(Target(("position", *bucket), *bucket) for bucket in position_buckets(length))
-    body = length - len(bos)
-    return [Row((*bos, *document[:body]), targets) for document in documents if len(document) >= body]
+    rows = []
+    for document in documents:
+        filled = [bucket for bucket in position_buckets(length) if bucket[1] <= len(document) + len(bos)]
+        if filled:
+            end = filled[-1][1] - len(bos)
+            rows.append(
+                Row((*bos, *document[:end]), tuple(Target(("position", *bucket), *bucket) for bucket in filled))
+            )
+    return rows
 
 
 def position_result(scores: Scores) -> list[dict[str, Any]]:
-    """One entry per stretch of positions; the standard error is over documents, carried through the exponential."""
+    """One entry per stretch of positions, from the documents that fill it.
+
+    The standard error is over these documents, carried through the exponential.
+    """
     results = []
     for key in sorted(key for key in scores if key[0] == "position"):
         _, start, end = key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,16 @@ def perplexity_rows(documents: Sequence[Document], bos: list[int], length: int, 
     return [Row((*bos, *document[:body]), (target,)) for document in documents if len(document) >= body]
 
 
+def longest_filled(num_tokens: Iterable[int], lengths: Sequence[int]) -> int | None:
+    """The longest of the lengths that a document fills; None where no document fills any.
+
+    Args:
+        num_tokens: of each document, BOS counted.
+    """
+    longest = max(num_tokens, default=0)
+    return max((length for length in lengths if length <= longest), default=None)
+
+
 def context_rows(
     documents: Sequence[Document], bos: list[int], lengths: Sequence[int], target_tokens: int
 ) -> list[Row]:
@@ -31,13 +41,14 @@ def context_rows(
 
     A window of `length` tokens is BOS, then the tokens before the targets as far back as it reaches, then the
     targets; positions count from 0 in each. Documents shorter than the longest window that any document fills
-    are left out.
+    are left out: a loss at another context would be of other documents, and the difference theirs.
     """
-    fitting = [length for length in lengths if any(len(document) + len(bos) >= length for document in documents)]
-    if not fitting:
+    longest = longest_filled((len(document) + len(bos) for document in documents), lengths)
+    if longest is None:
         return []
+    fitting = [length for length in lengths if length <= longest]
     num_targets = num_target_tokens(min(fitting), target_tokens)
-    end = max(fitting) - len(bos)
+    end = longest - len(bos)
     return [
         Row(
             (*bos, *document[end - (length - len(bos)) : end]),

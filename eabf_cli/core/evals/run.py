@@ -20,6 +20,7 @@ from eabf_cli.core.data.tokenization import encode_text
 from eabf_cli.core.device_memory import available_memory, explain_long_row, out_of_memory_explained
 from eabf_cli.core.devices import choose_device, has_fast_bfloat16, peak_memory_gib, torch_dtype
 from eabf_cli.core.errors import DataError
+from eabf_cli.core.evals.language_modeling import longest_filled
 from eabf_cli.core.evals.lengths import (
     EvalMemory,
     choose_lengths,
@@ -290,20 +291,37 @@ def _with_documents(
             f"{counts[order[0]]:,}\nGive longer documents with --text or --dataset, or shorter --lengths"
         )
     else:
-        notes += _on_short_documents(counts, fitting[: evaluation.num_documents], shortest, longest)
+        num_left_out = sum(count < shortest for count in counts)
+        if num_left_out:
+            notes.append(f"left out for having fewer than {shortest:,} tokens: {_count_documents(num_left_out)}")
+        notes += _on_short_documents([counts[index] for index in fitting[: evaluation.num_documents]], evaluation)
     documents = tuple(texts.texts[index] for index in fitting[: evaluation.num_documents])
     return evaluation.replace(documents=documents), notes
 
 
-def _on_short_documents(counts: Sequence[int], chosen: Sequence[int], shortest: int, longest: int) -> Iterator[str]:
-    num_left_out = sum(count < shortest for count in counts)
-    if num_left_out:
-        yield f"left out for having fewer than {shortest:,} tokens: {_count_documents(num_left_out)}"
-    num_short = sum(counts[index] < longest for index in chosen)
-    if num_short:
+def _on_short_documents(counts: Sequence[int], evaluation: EvalConfig) -> Iterator[str]:
+    """What becomes of documents that are shorter than the longest length.
+
+    Args:
+        counts: tokens of each document that is measured on, BOS counted.
+    """
+    lengths = evaluation.lengths or ()
+    longest, filled = max(lengths), longest_filled(counts, lengths)
+    num_short = sum(count < longest for count in counts)
+    if num_short and {"perplexity", "perplexity_by_position"} & set(evaluation.tasks):
         yield (
-            f"{num_short:,} of {_count_documents(len(chosen))} have fewer than {longest:,} tokens: "
+            f"{num_short:,} of {_count_documents(len(counts))} have fewer than {longest:,} tokens: "
             "they are measured at the lengths that they have"
+        )
+    if "context_gain" not in evaluation.tasks or filled is None:
+        return
+    if filled < longest:
+        yield f"the loss by context ends at {filled:,} tokens: no document has {longest:,}"
+    num_filling = sum(count >= filled for count in counts)
+    if num_filling < len(counts):
+        yield (
+            f"the loss by context is from {num_filling:,} of {_count_documents(len(counts))}, those with "
+            f"{filled:,} tokens, since it reads the same tokens at every context: shorter --lengths take more of them"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from eabf_cli.core.evals.document_counts import documents_told
 from eabf_cli.core.evals.retrieval import wilson_interval
 
 Result = Mapping[str, Any]
@@ -147,6 +148,9 @@ def format_evaluation(result: Result) -> str:
             parts.append(f"{title} by depth\n{_length_table('depth', list(_depth_rows(result[task])))}")
     if result.get("perplexity_by_position"):
         parts.append(_position_table(result["perplexity_by_position"]))
+    documents = documents_told(result)
+    if documents:
+        parts.append(f"Documents: {documents}.")
     findings = [*_context_finding(result), *_effective_finding(result)]
     if findings:
         parts.append("\n".join(findings))

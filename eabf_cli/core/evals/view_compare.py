@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eabf_cli.core.evals.comparisons import INSIDE, LOSSES, TITLES
+from eabf_cli.core.evals.document_counts import documents_told
 from eabf_cli.core.evals.numbers import MISSING, between, decimal, p_value, perplexity, share
 from eabf_cli.core.evals.view_eval import depth_maps, position_chart
 from eabf_cli.core.evals.views import IntervalChart, LineChart, Report, Series, Table
@@ -52,6 +53,9 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("Compared with", str(result["reference"])),
         ("Text", str(result["dataset"])),
     ]
+    documents = documents_told(result["compare"][result["reference"]])
+    if documents:
+        facts.append(("Documents", documents))
     if result["finetuned"]:
         facts += [
             ("Training", f"{result['num_samples']} samples of {result['train_dataset']}"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from eabf_cli.core.evals.document_counts import documents_told
 from eabf_cli.core.evals.numbers import between, decimal, perplexity, share
 from eabf_cli.core.evals.retrieval import wilson_interval
 from eabf_cli.core.evals.views import HeatMap, LineChart, Report, Series, Table
@@ -138,6 +139,9 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("Pre-trained window", f"{result['original_max_position_embeddings']:,} tokens"),
         ("Window", f"{result['max_position_embeddings']:,} tokens"),
     ]
+    documents = documents_told(result)
+    if documents:
+        facts.append(("Documents", documents))
     for title, key in (("Text", "dataset"), ("Revision", "revision"), ("Device", "device")):
         if result.get(key):
             facts.append((title, str(result[key])))

@@ -55,14 +55,17 @@ def made_up_evaluation(*, model: str = "a/model", seed: int = 0, loss: float = 3
         "notes": ["perplexity at 2,048: no document is that long"],
         "perplexity": [
             {"length": length, "perplexity": value, "stderr": None if value is None else 0.05 * value}
+            | {"num_documents": 0 if value is None else 12}
             for length, value in zip(LENGTHS, perplexities, strict=True)
         ],
         "context_gain": [
             {"context": length, "nll": loss - 0.1 * n, "stderr": 0.05, "key_nll": 2.0 - 0.2 * n, "key_stderr": None}
+            | {"num_documents": 12}
             for n, length in enumerate(LENGTHS)
         ],
         "perplexity_by_position": [
             {"start": max(1, start), "end": start + 128, "perplexity": 20.0 + start / 100, "stderr": 1.5}
+            | {"num_documents": 12 if start < WINDOW else 4}
             for start in range(0, TARGET, 128)
         ],
         "grid": needle_grid(answers),

@@ -24,10 +24,18 @@ def test_a_stretch_ends_with_the_window_where_lengths_are_its_multiples() -> Non
 
 
 def test_the_longest_length_that_a_document_fills_is_taken() -> None:
-    documents = [list(range(40)), list(range(70)), list(range(63))]
+    documents = [list(range(70)), list(range(63)), list(range(42)), list(range(2))]
     rows = position_rows(documents, [1], (16, 64, 128))
-    assert [row.input_ids for row in rows] == [(1, *range(63)), (1, *range(63))]
+    assert [row.input_ids for row in rows[:2]] == [(1, *range(63)), (1, *range(63))]
     assert position_rows(documents, [1], (128,)) == []
+
+
+def test_a_shorter_document_counts_in_the_stretches_that_it_fills() -> None:
+    documents = [list(range(70)), list(range(63)), list(range(42)), list(range(2))]
+    rows = position_rows(documents, [1], (16, 64, 128))
+    # Stretches of four tokens: 43 fill ten of them, and three fill none.
+    assert [row.input_ids for row in rows[2:]] == [(1, *range(39))]
+    assert [(target.start, target.end) for target in rows[2].targets] == position_buckets(64)[:10]
 
 
 def test_the_result_is_a_mean_over_documents() -> None:

@@ -38,6 +38,8 @@ def test_an_evaluation_shows_losses_and_right_answers() -> None:
     result = RESULTS["evaluation"]
     report = view(result)
     assert report.headlines == ["Effective length: 1,024 tokens."]
+    documents = "perplexity 12; loss by context 12; perplexity by position 12 up to 512 tokens, 4 up to 2,048"
+    assert dict(report.facts)["Documents"] == dict(view(RESULTS["comparison"]).facts)["Documents"] == documents
     losses = {row[0]: row[1:] for row in table(report, "Losses").rows}
     first = result["perplexity"][0]
     assert losses["256"][0] == f"{first['perplexity']:.2f} ± {first['stderr']:.2f}"

@@ -55,17 +55,17 @@ EVALUATION = {
     "max_position_embeddings": 2048,
     "context_gain": [
         {"context": 512, "nll": 3.0, "stderr": 0.1, "key_nll": 1.0, "key_stderr": None, "difference": 0.0,
-         "difference_stderr": 0.0},
+         "difference_stderr": 0.0, "num_documents": 2},
         {"context": 2048, "nll": 2.8, "stderr": 0.1, "key_nll": 0.5, "key_stderr": 0.25, "difference": -0.2,
-         "difference_stderr": 0.04},
+         "difference_stderr": 0.04, "num_documents": 2},
     ],
     "perplexity": [
-        {"length": 512, "perplexity": 20.0, "stderr": 1.5},
-        {"length": 2048, "perplexity": None, "stderr": None},
+        {"length": 512, "perplexity": 20.0, "stderr": 1.5, "num_documents": 3},
+        {"length": 2048, "perplexity": None, "stderr": None, "num_documents": 0},
     ],
     "passkey": [share(512, 5, 5, depth=0.0), share(512, 0, 5, depth=1.0), share(2048, 1, 5, depth=0.0)],
     "repeated_span": [{"length": 512, "accuracy": 0.5, "stderr": 0.125, "num_trials": 4}],
-    "perplexity_by_position": [{"start": 1, "end": 1024, "perplexity": 20.0, "stderr": None}],
+    "perplexity_by_position": [{"start": 1, "end": 1024, "perplexity": 20.0, "stderr": None, "num_documents": 1}],
     "effective_length": 512,
     "retrieval": [{"length": 512}],
     "notes": ["something was left out"],
@@ -90,6 +90,8 @@ depth            512       2,048
 
 perplexity by position
         1 to 1,023  20.00
+
+Documents: perplexity 3; loss by context 2; perplexity by position 1.
 
 With 2,048 tokens visible the loss on the same tokens is 0.200 ± 0.040 lower than with 512.
 Effective length: 512 tokens (pre-trained window 512, window 2,048).
