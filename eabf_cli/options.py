@@ -5,11 +5,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from eabf_cli import output
+from eabf_cli.core.data.samples import DataConfig, TooLong
 from eabf_cli.core.demo import DEMO_MODEL
 from eabf_cli.core.devices import DTYPES
 from eabf_cli.core.finetune.recipe import PRESET_NAMES, Recipe
@@ -190,6 +191,13 @@ def method_options_for(
     )
 
 
+too_long_option = click.option(
+    "--too-long",
+    type=click.Choice(get_args(TooLong)),
+    default=DataConfig.too_long,
+    show_default=True,
+    help="What to do with samples longer than the target window.",
+)
 preset_option = click.option(
     "--preset",
     type=click.Choice(PRESET_NAMES),

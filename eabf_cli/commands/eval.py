@@ -113,6 +113,7 @@ compare_options = options.bundle(
         "--train-dataset", multiple=True, metavar="DATA", help=f"Where they are from.  [default: {DEMO_DATASET}]"
     ),
     click.option("--train-dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train]"),
+    options.too_long_option,
     options.preset_option,
     options.learning_rate_option,
     options.epochs_option,
@@ -238,6 +239,7 @@ def _compare(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> No
         samples=values["samples"],
         train_dataset=datasets or DEMO_DATASET,
         train_dataset_split=values["train_dataset_split"],
+        too_long=values["too_long"],
         preset=values["preset"],
         learning_rate=values["learning_rate"],
         epochs=values["epochs"],
@@ -287,7 +289,16 @@ def _check_combination(ctx: click.Context, values: dict[str, Any]) -> None:
         ),
         "--finetune": (
             values["finetune"],
-            ("samples", "train_dataset", "train_dataset_split", "preset", "learning_rate", "epochs", "tuning"),
+            (
+                "samples",
+                "train_dataset",
+                "train_dataset_split",
+                "too_long",
+                "preset",
+                "learning_rate",
+                "epochs",
+                "tuning",
+            ),
         ),
         "tasks of lm-eval in --tasks": (bool(others), ("limit", "chat", "truncation_side", "task_folder")),
         "tasks of lm-eval in --tasks, or --finetune": (bool(others) or values["finetune"], ("batch_size",)),

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from eabf_cli import options, output
-from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooLong, TooShort
+from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooShort
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.finetune.recipe import OPTIMIZERS
 from eabf_cli.core.finetune.settings import LoraSettings, RestorationConfig, TrainSettings
@@ -23,13 +23,7 @@ data_options = options.bundle(
     ),
     click.option("--dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train]"),
     click.option("--samples", type=int, default=NUM_SAMPLES, show_default=True, help="How many samples to train on."),
-    click.option(
-        "--too-long",
-        type=click.Choice(get_args(TooLong)),
-        default=DataConfig.too_long,
-        show_default=True,
-        help="What to do with samples longer than the target window.",
-    ),
+    options.too_long_option,
     click.option(
         "--too-short",
         type=click.Choice(get_args(TooShort)),

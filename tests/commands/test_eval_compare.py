@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Eabf
+from tests.outcomes import assert_told, printed
 from tests.tiny_llama import TARGET, WINDOW
 
 
@@ -113,3 +114,44 @@ def test_the_recipe_is_named_as_for_finetune(
     assert planned["tuning"] == "lora"
     found = {name: planned["recipe"][name] for name in ("learning_rate", "epochs", "batch_size")}
     assert found == {"learning_rate": 3e-4, "epochs": 3, "batch_size": 2}
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "split"])
+def test_samples_longer_than_the_target_window_are_handled_as_by_finetune(
+    eabf: Eabf, tiny_llama_folder: Path, texts_file: Path, documents: Path, too_long: str
+) -> None:
+    data = ["-m", tiny_llama_folder, "--samples", 4, "--batch-size", 2, "--device", "cpu", "--dry-run", "--json"]
+    compare = ["eval", "--compare", "yarn", "--finetune", *data, "--train-dataset", texts_file, "--text", documents]
+    compare += ["--lengths", f"{WINDOW},{2 * WINDOW}"]
+    assert_told(eabf(*compare), "more than max_length 128", "--too-long truncate, drop or split")
+    own = printed(eabf("finetune", *data, "--factor", 2, "--dataset", texts_file, "--too-long", too_long))
+    planned = printed(eabf(*compare, "--too-long", too_long))
+    assert planned["too_long"] == too_long
+    assert planned["training"]["num_tokens"] == own["num_tokens"]
+    assert planned["training"][f"num_{'split' if too_long == 'split' else 'truncated'}"] > 0
+
+
+def test_what_is_to_be_said_of_the_samples_is_a_note(
+    eabf: Eabf, tiny_llama_folder: Path, documents: Path, workdir: Path
+) -> None:
+    (workdir / "short.jsonl").write_text("".join(json.dumps({"text": f"word {n}"}) + "\n" for n in range(8)))
+    data = ["-m", tiny_llama_folder, "--samples", 4, "--batch-size", 2, "--device", "cpu", "--dry-run", "--json"]
+    own = printed(eabf("finetune", *data, "--dataset", "short.jsonl"))
+    compare = ("eval", "--compare", "yarn", "--finetune", *data, "--train-dataset", "short.jsonl", "--text", documents)
+    planned = printed(eabf(*compare, "--lengths", f"{WINDOW},{TARGET}"))
+    assert own["data_notes"]
+    assert set(own["data_notes"]) <= set(planned["notes"])
+
+
+def test_how_long_samples_are_handled_is_one_of_the_settings(
+    eabf: Eabf, tiny_llama_folder: Path, texts_file: Path, documents: Path, workdir: Path
+) -> None:
+    arguments = ["eval", "--compare", "yarn", "--finetune", "-m", tiny_llama_folder, "--train-dataset", texts_file]
+    arguments += ["--text", documents, "--lengths", f"{WINDOW},{2 * WINDOW}", "--tasks", "perplexity", "--samples", 2]
+    arguments += ["--batch-size", 1, "--epochs", 1, "--device", "cpu", "-o", "compared"]
+    found = printed(eabf(*arguments, "--too-long", "truncate", "--json"))
+    settings = json.loads((workdir / "compared" / "eabf_settings.json").read_text())
+    assert settings["too_long"] == "truncate"
+    assert [run["num_tokens"] for run in found["compare"]["yarn"]["runs"]] == [2 * 2 * WINDOW]
+    (workdir / "compared" / "eabf_run.json").unlink()
+    assert_told(eabf(*arguments, "--too-long", "split", "--resume"), "other settings", "too_long")

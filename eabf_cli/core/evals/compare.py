@@ -66,6 +66,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         from eabf_cli.core.evals.compare_training import planned_training
 
         result["training"] = planned_training(plan)
+        result["notes"] += result["training"]["data_notes"]
     if config.run.dry_run:
         return result
     folder = None if output is None else CompareFolder(plan, output)

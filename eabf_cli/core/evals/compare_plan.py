@@ -91,7 +91,7 @@ class ComparePlan:
         if config.finetune:
             datasets = config.train_source
             named = ", ".join(datasets) if isinstance(datasets, tuple) else str(datasets)
-            result |= {"train_dataset": named, "num_samples": config.samples}
+            result |= {"train_dataset": named, "num_samples": config.samples, "too_long": config.too_long}
         return result
 
 

@@ -13,7 +13,10 @@ from eabf_cli.core.run_record import read_run_record
 
 logger = logging.getLogger(__name__)
 
-_PLANNED = ("num_samples", "num_rows", "num_steps", "num_tokens", "tuning", "tuning_reason", "recipe", "memory")
+_PLANNED = (
+    *("num_samples", "num_rows", "num_truncated", "num_dropped", "num_split", "data_notes"),
+    *("num_steps", "num_tokens", "tuning", "tuning_reason", "recipe", "memory"),
+)
 
 
 def planned_training(plan: ComparePlan) -> dict[str, Any]:

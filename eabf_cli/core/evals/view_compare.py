@@ -58,10 +58,15 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         facts.append(("Documents", documents))
     if result["finetuned"]:
         facts += [
-            ("Training", f"{result['num_samples']} samples of {result['train_dataset']}"),
+            ("Training", f"{result['num_samples']} samples of {result['train_dataset']}{_cut(result)}"),
             ("Seeds", ", ".join(map(str, result["seeds"]))),
         ]
     return facts
+
+
+def _cut(result: Result) -> str:
+    """What was done with samples longer than the target window."""
+    return "" if result["too_long"] == "error" else f" (longer ones: {result['too_long']})"
 
 
 def _notes(result: Result) -> list[str]:

@@ -105,6 +105,7 @@ def made_up_comparison(names: tuple[str, ...] = ("linear", "yarn", "eabf"), **ch
         "seeds": [42, 43],
         "train_dataset": "demo-long",
         "num_samples": 100,
+        "too_long": "truncate",
         "notes": [],
         "compare": compared,
         "differences": differences,

@@ -99,6 +99,7 @@ def test_a_comparison_shows_each_contender_at_each_length_and_what_is_proven() -
         "Passkey by length",
     }
     assert [found.title for found in report.maps] == [f"{name}: passkey" for name in names]
+    assert dict(report.facts)["Training"] == "100 samples of demo-long (longer ones: truncate)"
     assert report.headlines == result["summary"]
 
 
