@@ -2,152 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from eabf_cli import options, output
+from eabf_cli import eval_options, options, output
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.evals.compare_settings import CompareConfig
-from eabf_cli.core.evals.settings import TASKS, EvalConfig, EvalRunConfig
-from eabf_cli.core.evals.suites import TRUNCATION_SIDES
+from eabf_cli.core.evals.settings import EvalConfig, EvalRunConfig
+from eabf_cli.eval_options import Asked
 
-_TRIALS = 25
-"""Of each retrieval task and length: the least that can prove 90 %."""
 # Options that `EvalRunConfig` has under the same name.
 _RUN_FIELDS = (
     *("revision", "dtype", "device", "seed", "trust_remote_code"),
     *("text", "dataset", "dataset_split", "output", "overwrite", "dry_run"),
 )
 
-text_options = options.bundle(
-    click.option(
-        "--text",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="A document (PDF, HTML, Markdown, text), or a folder of them; repeatable.",
-    ),
-    click.option(
-        "--dataset",
-        multiple=True,
-        metavar="DATA",
-        help="Documents in JSONL or Parquet, a Hub dataset, pg19, or proof-pile; repeatable.  "
-        f"[default: held-out documents of {DEMO_DATASET}]",
-    ),
-    click.option("--dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train; test of pg19]"),
-    click.option(
-        "--documents",
-        "num_documents",
-        type=int,
-        default=EvalConfig.num_documents,
-        show_default=True,
-        help="How many documents to measure on at most, the longest first.",
-    ),
-)
-measurement_options = options.bundle(
-    click.option(
-        "--lengths",
-        type=options.IntegerList(),
-        metavar="LIST",
-        help="Lengths in tokens.  [default: 1/4 to 8 pre-trained windows, as memory and time allow]",
-    ),
-    click.option(
-        "--tasks",
-        type=options.NameList(),
-        metavar="LIST",
-        help=f"Of {', '.join(TASKS)}; or of lm-eval (ruler, longbench, ...; paper, short).  [default: all of ours]",
-    ),
-    click.option(
-        "--trials",
-        type=int,
-        default=_TRIALS,
-        show_default=True,
-        help="Questions for each retrieval task and length.",
-    ),
-    click.option(
-        "--depths",
-        type=options.NumberList(),
-        default=",".join(f"{depth:g}" for depth in EvalConfig.depths),
-        show_default=True,
-        metavar="LIST",
-        help="Where needles stand, 0 (beginning) to 1 (end).",
-    ),
-    click.option(
-        "--target-tokens",
-        type=int,
-        default=EvalConfig.target_tokens,
-        show_default=True,
-        help="Tokens of a document that the loss is taken on at each length.",
-    ),
-)
-verdict_options = options.bundle(
-    click.option(
-        "--verdict",
-        "asks_verdict",
-        is_flag=True,
-        help="Compare with the original model on its window, on retrieved chunks, and under YaRN.",
-    ),
-    click.option("--original", metavar="ID_OR_PATH", help="The model before it was extended.  [default: as recorded]"),
-)
-compare_options = options.bundle(
-    click.option("--compare", type=options.NameList(), metavar="LIST", help="Methods to compare on this model."),
-    click.option("--reference", metavar="METHOD", help="The method that the others are tested against."),
-    click.option("--finetune", is_flag=True, help="With --compare: finetune under each method, and two controls."),
-    click.option(
-        "--seeds",
-        "num_seeds",
-        type=int,
-        default=CompareConfig.num_seeds,
-        show_default=True,
-        help="How often the training samples are drawn.",
-    ),
-    click.option(
-        "--samples", type=int, default=CompareConfig.samples, show_default=True, help="Samples to finetune on."
-    ),
-    click.option(
-        "--train-dataset", multiple=True, metavar="DATA", help=f"Where they are from.  [default: {DEMO_DATASET}]"
-    ),
-    click.option("--train-dataset-split", metavar="NAME", help="Split of a Hub dataset.  [default: train]"),
-    options.too_long_option,
-    options.preset_option,
-    options.learning_rate_option,
-    options.epochs_option,
-    options.tuning_option,
-    click.option("--resume", is_flag=True, help="Go on with the unfinished comparison in -o."),
-)
-suite_options = options.bundle(
-    click.option("--limit", type=int, help="Samples of each task of lm-eval at most.  [default: all]"),
-    click.option(
-        "--batch-size",
-        type=int,
-        help="Inputs of lm-eval in a forward pass, or with --finetune samples per step.  "
-        "[default: 1, or that of eabf finetune]",
-    ),
-    click.option("--chat", is_flag=True, help="Ask lm-eval's questions in the form of a chat."),
-    click.option(
-        "--truncation-side",
-        type=click.Choice(TRUNCATION_SIDES),
-        help="Where lm-eval's inputs are cut.  [default: the middle for LongBench, the left for all others]",
-    ),
-    click.option(
-        "--task-folder", type=click.Path(path_type=Path), metavar="DIR", help="Task files of lm-eval of one's own."
-    ),
-)
-
 
 @click.command(name="eval")
 @options.model_options
 @options.optional_method_options
-@text_options
-@measurement_options
-@verdict_options
-@compare_options
-@suite_options
+@eval_options.text_options
+@eval_options.measurement_options
+@eval_options.verdict_options
+@eval_options.compare_options
+@eval_options.suite_options
 @options.compute_options
 @options.output_options
 @options.common_options
@@ -169,50 +49,52 @@ def evaluate(ctx: click.Context, model: str | None, as_json: bool, **values: Any
       eabf eval --compare yarn,eabf --finetune --seeds 3 -o compared
       eabf eval -m extended --tasks ruler --lengths 4096,16384
     """
-    _check_combination(ctx, values)
+    asked = eval_options.what_is_asked(values)
+    eval_options.check_uses(ctx, asked)
+    request = options.wanted_extension(values) if asked.compares else options.method_request(dict(values))
     output.quiet_libraries()
     options.prepare_process(values["device"])
-    run = _run_config(options.model_or_demo(model), values)
-    if values["compare"] is not None:
-        _compare(run, values, as_json=as_json)
-    elif values["asks_verdict"]:
-        ctx.exit(_judge(run, values, as_json=as_json))
-    else:
-        _measure(run, values, as_json=as_json)
-
-
-def _run_config(model: str, values: dict[str, Any]) -> EvalRunConfig:
-    comparing = values["compare"] is not None
-    request = options.wanted_extension(values) if comparing else options.method_request(values)
-    ours = tuple(task for task in values["tasks"] or TASKS if task in TASKS)
-    evaluation = EvalConfig.with_trials(
-        values["trials"],
-        tasks=ours or TASKS,
-        lengths=values["lengths"],
-        depths=values["depths"],
-        num_documents=values["num_documents"],
-        target_tokens=values["target_tokens"],
-        seed=values["seed"],
-    )
-    return EvalRunConfig(
-        model=model,
+    run = EvalRunConfig(
+        model=options.model_or_demo(model),
         request=request,
-        evaluation=evaluation,
+        evaluation=_evaluation(asked),
         show_progress=output.is_interactive(),
         **{name: values[name] for name in _RUN_FIELDS},
     )
+    if asked.compares:
+        _compare(run, values, as_json=as_json)
+    elif asked.judges:
+        ctx.exit(_judge(run, values, as_json=as_json))
+    else:
+        _measure(run, asked, as_json=as_json)
 
 
-def _measure(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> None:
+def _evaluation(asked: Asked) -> EvalConfig:
+    values, target_tokens = asked.values, asked.values["target_tokens"]
+    if asked.judges:
+        return EvalConfig(num_documents=values["num_documents"], seed=values["seed"])
+    if not asked.own:
+        return EvalConfig(lengths=values["lengths"])
+    return EvalConfig.with_trials(
+        values["trials"],
+        tasks=asked.own,
+        lengths=values["lengths"],
+        depths=values["depths"],
+        num_documents=values["num_documents"],
+        target_tokens=EvalConfig.target_tokens if target_tokens is None else target_tokens,
+        seed=values["seed"],
+    )
+
+
+def _measure(run: EvalRunConfig, asked: Asked, *, as_json: bool) -> None:
     from eabf_cli.core.evals.run import run_evaluation
     from eabf_cli.core.evals.suites import SuiteConfig
 
-    tasks = values["tasks"] or TASKS
-    others = tuple(task for task in tasks if task not in TASKS)
+    values = asked.values
     suites = None
-    if others:
+    if asked.suites:
         suites = SuiteConfig(
-            tasks=others,
+            tasks=asked.suites,
             lengths=values["lengths"],
             limit=values["limit"],
             batch_size=1 if values["batch_size"] is None else values["batch_size"],
@@ -221,7 +103,7 @@ def _measure(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> No
             include_path=values["task_folder"],
             show_progress=output.is_interactive(),
         )
-    result = run_evaluation(run, suites=suites, has_own_tasks=len(others) < len(tasks))
+    result = run_evaluation(run, suites=suites, has_own_tasks=bool(asked.own))
     output.result(result, _text(result, is_dry_run=run.dry_run), as_json=as_json)
 
 
@@ -256,58 +138,17 @@ def _judge(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> int:
     from eabf_cli.core.evals.verdict import verdict
     from eabf_cli.core.evals.verdict_settings import VerdictConfig
 
-    lengths = values["lengths"] or (None,)
-    if len(lengths) > 1:
-        raise click.UsageError("--verdict takes one length in --lengths")
-    result = verdict(VerdictConfig(run=run, original=values["original"], length=lengths[0]))
+    (length,) = values["lengths"] or (None,)
+    target_tokens = values["target_tokens"]
+    config = VerdictConfig(
+        run=run,
+        original=values["original"],
+        length=length,
+        target_tokens=VerdictConfig.target_tokens if target_tokens is None else target_tokens,
+    )
+    result = verdict(config)
     output.result(result, result_text(result), as_json=as_json)
     return 0 if run.dry_run or result["verdict"]["wins"] else 1
-
-
-def _check_combination(ctx: click.Context, values: dict[str, Any]) -> None:
-    """Refuse flags that would have no effect."""
-    comparing, judging = values["compare"] is not None, values["asks_verdict"]
-    others = [task for task in values["tasks"] or () if task not in TASKS]
-    for task in others:
-        # What is nearly one of ours is not looked for in lm-eval, which may not be installed.
-        nearest = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.8)
-        if nearest:
-            raise click.UsageError(f"unknown task {task!r}: did you mean {nearest[0]}?")
-    if comparing and judging:
-        raise click.UsageError("--compare and --verdict answer different questions: give one of them")
-    if comparing and values["method"] is not None:
-        raise click.UsageError("--compare names the methods: leave --method out")
-    if others and (comparing or judging):
-        raise click.UsageError(
-            f"--compare and --verdict take tasks of ours only ({', '.join(TASKS)}), not {', '.join(others)}"
-        )
-    belongs = {
-        "--verdict": (judging, ("original",)),
-        "--compare": (
-            comparing,
-            ("finetune", "reference", "num_seeds", "samples", "train_dataset", "train_dataset_split", "resume"),
-        ),
-        "--finetune": (
-            values["finetune"],
-            (
-                "samples",
-                "train_dataset",
-                "train_dataset_split",
-                "too_long",
-                "preset",
-                "learning_rate",
-                "epochs",
-                "tuning",
-            ),
-        ),
-        "tasks of lm-eval in --tasks": (bool(others), ("limit", "chat", "truncation_side", "task_folder")),
-        "tasks of lm-eval in --tasks, or --finetune": (bool(others) or values["finetune"], ("batch_size",)),
-    }
-    flags = {option.name: max(option.opts, key=len) for option in ctx.command.params}
-    for owner, (is_there, names) in belongs.items():
-        given = [flags[name] for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if given and not is_there:
-            raise click.UsageError(f"{', '.join(given)} belongs to {owner}, which is not given")
 
 
 def _text(result: dict[str, Any], *, is_dry_run: bool) -> str:

@@ -61,6 +61,15 @@ def test_a_worse_model_loses_and_the_exit_code_says_so(
     assert "Traceback" not in result.stderr
 
 
+def test_a_verdict_is_on_as_many_tokens_as_asked_for(
+    eabf: Eabf, tiny_llama_folder: Path, workdir: Path, documents: Path
+) -> None:
+    assert eabf("patch", "-m", tiny_llama_folder, "-o", "extended").exit_code == 0
+    arguments = ("eval", "--verdict", "-m", "extended", "--text", documents, "--dry-run", "--json")
+    planned = printed(eabf(*arguments, "--target-tokens", 4))
+    assert (planned["target_tokens"], printed(eabf(*arguments))["target_tokens"]) == (4, WINDOW // 8)
+
+
 def test_methods_are_compared_in_one_table(eabf: Eabf, tiny_llama_folder: Path, documents: Path, workdir: Path) -> None:
     arguments = ["eval", "--compare", "yarn,eabf", "-m", tiny_llama_folder, "--text", documents, "--device", "cpu"]
     arguments += ["--lengths", f"{WINDOW},{TARGET}", "--tasks", "perplexity,passkey", "--trials", 2, "-o", "out"]

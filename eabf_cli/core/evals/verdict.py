@@ -36,8 +36,9 @@ def verdict(config: VerdictConfig) -> dict[str, Any]:
 
     Returns:
         `model`, `revision`, `method`, `original`, `original_reason`, `original_max_position_embeddings`,
-        `max_position_embeddings`, `length`, `num_documents`, `num_stretches`, `notes`, `device`, `dtype`, `output`;
-        unless it is a dry run also `verdict` (see `judge`), `wall_s`, `peak_memory_gib`.
+        `max_position_embeddings`, `length`, `target_tokens` (of a stretch), `dataset`, `num_documents`,
+        `num_stretches`, `notes`, `device`, `dtype`, `output`; unless it is a dry run also `verdict` (see `judge`),
+        `wall_s`, `peak_memory_gib`.
 
     Raises:
         EabfError: whatever a user can put right.

@@ -78,6 +78,7 @@ class VerdictPlan:
             "original_max_position_embeddings": self.window,
             "max_position_embeddings": self.max_length,
             "length": self.length,
+            "target_tokens": self.target_tokens,
             "dataset": self.dataset,
             "num_documents": len({stretch.document for stretch in self.stretches}),
             "num_stretches": len(self.stretches),
@@ -126,6 +127,11 @@ def make_plan(config: VerdictConfig) -> VerdictPlan:
     eighth = max(1, window // 8)
     target_tokens = min(config.target_tokens, eighth)
     length, notes = _choose_length(config, documents, len(bos), window, max_length, target_tokens)
+    if target_tokens < config.target_tokens:
+        notes.append(
+            f"stretches of {target_tokens:,} tokens are predicted, not of {config.target_tokens:,}: an eighth of the "
+            f"original window of {window:,} at most"
+        )
     dtype = measuring_dtype(subject, run.dtype, device)
     _check_memory(config, subject, length, dtype, device)
     longest = sorted(range(len(documents)), key=lambda number: -len(documents[number]))

@@ -105,6 +105,16 @@ def test_documents_shorter_than_the_extended_window_are_read_whole(config: Verdi
     assert any("1 of 6 documents are left out" in note for note in plan.notes)
 
 
+def test_stretches_have_the_tokens_asked_for_up_to_an_eighth_of_the_original_window(config: VerdictConfig) -> None:
+    plan = make_plan(replace(config, target_tokens=5))
+    assert {stretch.end - stretch.start for stretch in plan.stretches} == {5}
+    assert not any("stretches" in note for note in plan.notes)
+    plan = make_plan(replace(config, target_tokens=100))
+    assert {stretch.end - stretch.start for stretch in plan.stretches} == {WINDOW // 8}
+    assert plan.describe()["target_tokens"] == WINDOW // 8
+    assert any("stretches of 8 tokens are predicted, not of 100" in note for note in plan.notes)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
