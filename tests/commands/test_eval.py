@@ -174,6 +174,60 @@ def test_bundled_documents_that_are_too_short_leave_the_needles(eabf: Eabf) -> N
     assert any("perplexity left out" in note and "--text" in note for note in found["notes"])
 
 
+def test_a_passkey_alone_reads_no_document(eabf: Eabf, tiny_llama_folder: Path) -> None:
+    arguments = ("eval", "-m", tiny_llama_folder, "--tasks", "passkey", "--lengths", 512, "--trials", 1)
+    found = printed(eabf(*arguments, "--json"))
+    assert (found["dataset"], found["data_hash"], found["num_documents"]) == (None, None, 0)
+    assert "demo-long" not in succeeded(eabf(*arguments)).stdout
+
+
+@pytest.fixture
+def task_folder(workdir: Path) -> Path:
+    """A task of lm-eval's kind: a short sentence, and what comes behind it."""
+    rows = [{"context": "The sun was", "continuation": word} for word in (" warm", " cold")]
+    (workdir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "sun",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(workdir / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{continuation}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    folder = workdir / "tasks"
+    folder.mkdir()
+    # JSON is YAML.
+    (folder / "sun.yaml").write_text(json.dumps(task))
+    return folder
+
+
+def test_tasks_of_lm_eval_alone_are_all_that_is_told(
+    eabf: Eabf, tiny_llama_folder: Path, task_folder: Path, workdir: Path
+) -> None:
+    arguments = ("eval", "-m", tiny_llama_folder, "--tasks", "sun", "--task-folder", task_folder, "--lengths", 64)
+    planned = succeeded(eabf(*arguments, "--dry-run")).stdout
+    assert "min" not in planned.splitlines()[1]
+    found = printed(eabf(*arguments, "--json", "-o", "measured"))
+    assert set(found).isdisjoint(TASKS)
+    assert (found["tasks"], found["depths"], found["seed"], found["dataset"]) == (["sun"], [], None, None)
+    (entry,) = found["suites"]
+    assert (entry["task"], entry["length"], entry["num_samples"]) == ("sun", 64, 2)
+    accuracy = entry["metrics"][0]["value"]
+    for name in ("report.md", "report.html"):
+        report = (workdir / "measured" / name).read_text()
+        assert f"{accuracy:.4f}" in report
+        assert "ffective length" not in report
+
+
+def test_tasks_of_lm_eval_stand_beside_ours(eabf: Eabf, tiny_llama_folder: Path, task_folder: Path) -> None:
+    tasks = ("--tasks", "sun,passkey", "--task-folder", task_folder, "--lengths", 512, "--trials", 1)
+    found = printed(eabf("eval", "-m", tiny_llama_folder, *tasks, "--json"))
+    assert (found["tasks"], found["seed"]) == (["passkey", "sun"], 42)
+    assert {"passkey", "suites"} <= set(found)
+
+
 def test_settings_may_stand_in_a_file(eabf: Eabf, tiny_llama_folder: Path, workdir: Path) -> None:
     (workdir / "eval.toml").write_text(
         'tasks = ["passkey", "multi_key"]\nlengths = [256, 512]\ndepths = [0.5]\ntrials = 2\n'

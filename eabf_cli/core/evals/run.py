@@ -57,7 +57,8 @@ class EvaluationPlan:
         evaluation: with lengths and documents filled in.
         texts: what the documents were chosen from; none where no task of ours is measured.
         memory: of the longest length.
-        seconds: roughly how long it takes; None where that is not known (not a CPU).
+        seconds: roughly how long it takes; None where that is not known (not a CPU, or tasks of lm-eval alone).
+        has_own_tasks: off where only tasks of lm-eval are run.
     """
 
     config: EvalRunConfig
@@ -71,6 +72,7 @@ class EvaluationPlan:
     available_bytes: int
     seconds: float | None
     notes: tuple[str, ...]
+    has_own_tasks: bool
 
     def describe(self) -> dict[str, Any]:
         """The part of a result that is known already."""
@@ -78,9 +80,9 @@ class EvaluationPlan:
             "dataset": self.texts.source or None,
             "data_hash": self.texts.content_hash if self.texts.texts else None,
             "lengths": list(self.evaluation.lengths or ()),
-            "tasks": list(self.evaluation.tasks),
-            "depths": list(self.evaluation.depths),
-            "seed": self.evaluation.seed,
+            "tasks": list(self.evaluation.tasks) if self.has_own_tasks else [],
+            "depths": list(self.evaluation.depths) if self.has_own_tasks else [],
+            "seed": self.evaluation.seed if self.has_own_tasks else None,
             "dtype": self.dtype,
             "device": str(self.device),
             "notes": list(self.notes),
@@ -113,6 +115,7 @@ def run_evaluation(
     plan = plan_evaluation(config, has_own_tasks=has_own_tasks)
     known = plan.describe() | {"output": None if config.output is None or config.dry_run else str(config.output)}
     known["memory"] = plan.memory.to_dict()
+    known["tasks"] += [] if suites is None else suites.tasks
     if config.dry_run:
         available = round(plan.available_bytes / 2**30, 3)
         return known | {"available_gib": available, "expected_s": plan.seconds}
@@ -173,7 +176,8 @@ def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> Eva
     writes = config.output is not None and not config.dry_run
     if config.output is not None and writes:
         check_target(config.output, overwrite=config.overwrite)
-    texts = read_texts(config) if has_own_tasks else TextSet(source="", texts=(), names=())
+    reads_texts = has_own_tasks and set(config.evaluation.tasks) != {"passkey"}
+    texts = read_texts(config) if reads_texts else TextSet(source="", texts=(), names=())
     subject = find_subject(
         config.model, revision=config.revision, request=config.request, with_weights=not config.dry_run
     )
@@ -199,7 +203,7 @@ def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> Eva
         )
         notes.append(note)
     evaluation = config.evaluation.replace(lengths=lengths)
-    if has_own_tasks:
+    if reads_texts:
         is_bundled = not config.text and not config.dataset and config.evaluation.documents is None
         evaluation, more_notes = _with_documents(evaluation, tokenizer, texts, is_bundled=is_bundled)
         notes += more_notes
@@ -213,8 +217,9 @@ def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> Eva
         device=device,
         memory=needs.memory(max(lengths)),
         available_bytes=needs.available_bytes,
-        seconds=needs.seconds(lengths) or None,
+        seconds=needs.seconds(lengths) or None if has_own_tasks else None,
         notes=tuple(notes),
+        has_own_tasks=has_own_tasks,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def average_entry(suite: str, length: int, entries: Iterable[Entry], tasks: Sequ
     }
 
 
-def format_suites(entries: Sequence[Entry]) -> str:
-    """Entries as an aligned table: a row per metric, a column per length, with standard errors and cut inputs.
+def suite_rows(entries: Sequence[Entry]) -> list[list[str]]:
+    """Entries as a table: a header, then a row per metric with a cell per length; with standard errors and cut inputs.
 
     Of a group with a score of its own, the tasks below it are left out.
     """
@@ -97,12 +98,14 @@ def format_suites(entries: Sequence[Entry]) -> str:
         if any(other["num_cut"] for other in shown if other["task"] == entry["task"]):
             cut = f"{entry['num_cut']:,} of {entry['num_inputs']:,}"
             cells.setdefault((entry["task"], "inputs cut"), {})[entry["length"]] = cut
-    rows = [["task", "metric", *(f"{length:,}" for length in lengths)]]
-    previous = None
-    for (task, metric_name), values in cells.items():
-        rows.append(["" if task == previous else task, metric_name, *(values.get(length, "-") for length in lengths)])
-        previous = task
-    return _align(rows)
+    header = ["task", "metric", *(f"{length:,}" for length in lengths)]
+    return [header, *([*names, *(values.get(length, "-") for length in lengths)] for names, values in cells.items())]
+
+
+def format_suites(entries: Sequence[Entry]) -> str:
+    """`suite_rows` aligned, with the name of a task in its first row."""
+    rows = suite_rows(entries)
+    return _align([rows[0]] + [["" if row[0] == before[0] else row[0], *row[1:]] for before, row in pairwise(rows)])
 
 
 def _metrics(measured: Mapping[str, Any], length: int) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from eabf_cli.core.evals.document_counts import documents_told
 from eabf_cli.core.evals.numbers import between, decimal, perplexity, share
 from eabf_cli.core.evals.retrieval import wilson_interval
+from eabf_cli.core.evals.suite_results import suite_rows
 from eabf_cli.core.evals.views import HeatMap, LineChart, Report, Series, Table
 
 # Half the width of a 95 % interval, in standard errors.
@@ -25,10 +26,12 @@ def view_evaluation(result: Result) -> Report:
     return Report(
         kind="Evaluation",
         subject=str(result.get("model") or "Model"),
-        headlines=[_effective_length(result)],
+        headlines=[_effective_length(result)] if result.get("passkey") or result.get("needles") else [],
         facts=_facts(result),
         notes=list(result.get("notes") or []),
-        tables=[table for table in (_losses_table(result), _retrieval_table(result)) if table.rows],
+        tables=[
+            table for table in (_losses_table(result), _retrieval_table(result), _suites_table(result)) if table.rows
+        ],
         lines=[
             chart
             for chart in (
@@ -128,7 +131,7 @@ def depth_maps(result: Result, name: str = "") -> list[HeatMap]:
 def _effective_length(result: Result) -> str:
     length, window = result.get("effective_length"), result["original_max_position_embeddings"]
     if length is None:
-        return "No effective length: nothing was retrieved inside the pre-trained window, or it was not measured."
+        return "No effective length: nothing was retrieved inside the pre-trained window, or not measured there."
     ending = "" if length > window else ", no longer than the pre-trained window"
     return f"Effective length: {length:,} tokens{ending}."
 
@@ -188,6 +191,16 @@ def _retrieval_table(result: Result) -> Table:
         rows=rows,
         note="Over all depths and wordings, with 95 % intervals; of variables and spans the share that is right in a "
         "prompt, with its standard error over prompts.",
+    )
+
+
+def _suites_table(result: Result) -> Table:
+    columns, *rows = suite_rows(result.get("suites") or [])
+    return Table(
+        title="Tasks of lm-eval",
+        columns=columns,
+        rows=rows,
+        note="As lm-eval scores them, with its standard errors. Inputs that did not fit a length were cut.",
     )
 
 
