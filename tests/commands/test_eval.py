@@ -259,11 +259,24 @@ def test_a_length_beyond_memory_is_refused_before_weights_are_read(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--lengths", "2"], "at least 4 tokens"),
-        (["--depths", "0,2"], "between 0 and 1"),
-        (["--trials", "0"], "at least 1"),
+        (["--lengths", "2"], "--lengths must be of at least 4 tokens each, got 2"),
+        (["--depths", "0,2"], "--depths must be between 0 and 1, got 0,2"),
+        (["--trials", "0"], "--trials must be at least 1"),
+        (["--target-tokens", "0"], "--target-tokens"),
+        (["--tasks", "ruler", "--limit", "0"], "--limit must be at least 1"),
+        (["--tasks", "ruler", "--batch-size", "0"], "--batch-size"),
+        (["--verdict", "--lengths", "2"], "--lengths must be at least 4 tokens"),
+        (["--verdict", "--target-tokens", "0"], "--target-tokens"),
+        (["--compare", "yarn", "--seeds", "2"], "give --finetune too, or leave --seeds out"),
+        (["--compare", "yarn", "--finetune", "--seeds", "0"], "--seeds"),
+        (["--compare", "yarn", "--resume"], "--resume goes on"),
+        (
+            ["--compare", "yarn", "--resume", "--overwrite", "-o", "x"],
+            "--resume keeps what was measured and --overwrite",
+        ),
+        (["--compare", "yarn", "--reference", "abf"], "--reference 'abf'"),
         (["--text", "nothing.txt"], "does not exist"),
-        (["--documents", "0"], "num_documents"),
+        (["--documents", "0"], "--documents (num_documents)"),
     ],
 )
 def test_nonsense_is_told_in_one_line(eabf: Eabf, flags: list[str], said: str) -> None:

@@ -68,19 +68,21 @@ class CompareConfig:
             object.__setattr__(self, "reference", get_method(self.reference).name)
             if self.reference not in names:
                 raise InvalidConfigError(
-                    f"reference {self.reference!r} is not among the methods compared: {', '.join(names)}"
+                    f"--reference {self.reference!r} is not among the methods compared: {', '.join(names)}"
                 )
         if self.num_seeds < 1:
-            raise InvalidConfigError(f"num_seeds must be at least 1, got {self.num_seeds}")
+            raise InvalidConfigError(f"--seeds (num_seeds) must be at least 1, got {self.num_seeds}")
         if self.num_seeds > 1 and not self.finetune:
             raise InvalidConfigError(
                 f"{self.num_seeds} seeds draw the training samples anew, and nothing is trained: "
-                "finetune too, or leave the seeds out (more trials make an untrained comparison more certain)"
+                "give --finetune too, or leave --seeds out (more --trials make an untrained comparison more certain)"
             )
         if self.resume and self.run.output is None:
-            raise InvalidConfigError("resume goes on with a comparison in a folder: name it with -o")
+            raise InvalidConfigError("--resume goes on with a comparison in a folder: name it with -o")
         if self.resume and self.run.overwrite:
-            raise InvalidConfigError("resume keeps what was measured and overwrite throws it away: give one of them")
+            raise InvalidConfigError(
+                "--resume keeps what was measured and --overwrite throws it away: give one of them"
+            )
         check_statistics(self.num_resamples, self.confidence)
 
     @property

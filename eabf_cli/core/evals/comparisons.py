@@ -79,9 +79,9 @@ def interval_entries(seeds: Sequence[UnitScores], bootstrap: Bootstrap) -> list[
     for measurement, by_length in seeds[0].values.items():
         for length in by_length:
             cell = _Cell(measurement, None, (length,))
-            bounds = None if measurement in LOSSES else (0.0, 1.0)
+            limits: dict[str, Any] = {"least": 0.0} if measurement in LOSSES else {"bounds": (0.0, 1.0)}
             found = bootstrap.mean(
-                [_units(scores, cell) for scores in seeds], clusters=_clusters(seeds[0], cell), bounds=bounds
+                [_units(scores, cell) for scores in seeds], clusters=_clusters(seeds[0], cell), **limits
             )
             entries.append({"measurement": measurement, "length": length, **found.to_dict()})
     return entries

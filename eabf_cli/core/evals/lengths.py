@@ -111,7 +111,7 @@ def estimate_seconds(
 
 
 def choose_lengths(
-    window: int, *, fits: Callable[[int], bool], takes_s: Callable[[Sequence[int]], float]
+    window: int, *, fits: Callable[[int], bool], takes_s: Callable[[Sequence[int]], float], dtype: torch.dtype
 ) -> tuple[tuple[int, ...], str]:
     """The lengths where none are asked for: 1/4 to 8 pre-trained windows, as far as memory and time allow.
 
@@ -119,6 +119,7 @@ def choose_lengths(
         window: the pre-trained window, in tokens.
         fits: whether a length fits into memory.
         takes_s: how long some lengths take, in seconds; 0 where time is no matter.
+        dtype: that the model runs in.
 
     Returns:
         the lengths, and a sentence about them.
@@ -132,8 +133,7 @@ def choose_lengths(
     chosen = [length for length in wanted if fits(length)]
     if not chosen:
         raise InsufficientMemoryError(
-            f"there is not enough memory to measure at {wanted[0]:,} tokens, the shortest length: "
-            "give shorter --lengths, --dtype bfloat16, or another --device"
+            f"there is not enough memory to measure at {wanted[0]:,} tokens, the shortest length: {ways_to_fit(dtype)}"
         )
     reason = "memory" if len(chosen) < len(wanted) else ""
     # Up to the window itself, whatever it takes.
@@ -151,9 +151,17 @@ def choose_lengths(
 
 
 def refuse_too_long(
-    lengths: Sequence[int], estimate: Callable[[int], EvalMemory], available_bytes: int, *, device: str
+    lengths: Sequence[int],
+    estimate: Callable[[int], EvalMemory],
+    available_bytes: int,
+    *,
+    device: str,
+    dtype: torch.dtype,
 ) -> None:
     """Refuse lengths that do not fit, before anything is loaded.
+
+    Args:
+        dtype: that the model runs in.
 
     Raises:
         InsufficientMemoryError: the longest is above the usable share of what is available.
@@ -167,11 +175,21 @@ def refuse_too_long(
         shorter //= 2
     fitting = fits_memory(estimate(shorter), available_bytes)
     way_out = f"Lengths up to about {shorter:,} fit" if fitting else "No length fits"
+    halves = "--dtype bfloat16 nearly halves it, and " if _can_halve(dtype) else ""
     raise InsufficientMemoryError(
         f"measuring at {longest:,} tokens needs about {_gib(needed.total)} (most of it {needed.largest}, "
         f"{_gib(getattr(needed, needed.largest))}), and {device} has {_gib(available_bytes)} available\n"
-        f"{way_out}; --dtype bfloat16 halves it, and another --device may have more"
+        f"{way_out}; {halves}another --device may have more"
     )
+
+
+def ways_to_fit(dtype: torch.dtype) -> str:
+    """What makes an evaluation smaller, for a model that runs in a dtype."""
+    return f"give shorter --lengths, {'--dtype bfloat16, ' if _can_halve(dtype) else ''}or another --device"
+
+
+def _can_halve(dtype: torch.dtype) -> bool:
+    return dtype.itemsize > torch.bfloat16.itemsize
 
 
 def fits_memory(memory: EvalMemory, available_bytes: int) -> bool:

@@ -28,6 +28,7 @@ from eabf_cli.core.evals.lengths import (
     estimate_seconds,
     fits_memory,
     refuse_too_long,
+    ways_to_fit,
 )
 from eabf_cli.core.evals.settings import EvalConfig, EvalRunConfig
 from eabf_cli.core.evals.suite_results import format_suites
@@ -191,7 +192,7 @@ def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> Eva
     notes = list(texts.notes)
     lengths = config.evaluation.lengths
     if lengths is not None:
-        refuse_too_long(lengths, needs.memory, needs.available_bytes, device=str(device))
+        refuse_too_long(lengths, needs.memory, needs.available_bytes, device=str(device), dtype=needs.dtype)
     elif not has_own_tasks:
         # lm-eval cuts to it; most of its inputs are far shorter.
         lengths = (subject.target_window,)
@@ -200,6 +201,7 @@ def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> Eva
             subject.window,
             fits=lambda length: fits_memory(needs.memory(length), needs.available_bytes),
             takes_s=needs.seconds,
+            dtype=needs.dtype,
         )
         notes.append(note)
     evaluation = config.evaluation.replace(lengths=lengths)
@@ -335,9 +337,9 @@ def _count_documents(count: int) -> str:
 
 
 def _out_of_memory_explained(plan: EvaluationPlan) -> AbstractContextManager[None]:
-    ways_out = "Give shorter --lengths, --dtype bfloat16, or another --device"
+    ways_out = ways_to_fit(getattr(torch, plan.dtype))
     return out_of_memory_explained(
-        lambda: explain_long_row(plan.device, max(plan.evaluation.lengths or (0,)), ways_out)
+        lambda: explain_long_row(plan.device, max(plan.evaluation.lengths or (0,)), ways_out[0].upper() + ways_out[1:])
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ MOST_DEPTHS = 20
 """So many keys there are for the texts of `multi_key`, one for each depth."""
 
 _QUESTIONS_PER_NEEDLE_PROMPT = 5
+# What a user of the command line gave.
+_OPTIONS = {"num_documents": "--documents (num_documents)", "target_tokens": "--target-tokens (target_tokens)"}
 _SPANS_PER_PROMPT = 4
 
 
@@ -73,14 +76,14 @@ class EvalConfig:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise InvalidConfigError(
-                f"tasks must be of {', '.join(TASKS)}, got {', '.join(map(repr, unknown)) or 'none'}"
+                f"--tasks must be of {', '.join(TASKS)}, got {', '.join(map(repr, unknown)) or 'none'}"
             )
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 4):
-            raise InvalidConfigError(f"lengths must be numbers of at least 4 tokens, got {self.lengths}")
+            raise InvalidConfigError(f"--lengths must be of at least 4 tokens each, got {listed(self.lengths)}")
         if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
-            raise InvalidConfigError(f"depths must be between 0 and 1, got {self.depths}")
+            raise InvalidConfigError(f"--depths must be between 0 and 1, got {listed(self.depths)}")
         if len(set(self.depths)) < len(self.depths):
-            raise InvalidConfigError(f"depths must differ, got {', '.join(f'{depth:g}' for depth in self.depths)}")
+            raise InvalidConfigError(f"--depths must differ, got {listed(self.depths)}")
         if "multi_key" in self.tasks and len(self.depths) > MOST_DEPTHS:
             raise InvalidConfigError(f"multi_key takes {MOST_DEPTHS} depths at most, got {len(self.depths)}")
         for name in (
@@ -94,7 +97,8 @@ class EvalConfig:
             "batch_tokens",
         ):
             if getattr(self, name) < 1:
-                raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+                told = _OPTIONS.get(name, name)
+                raise InvalidConfigError(f"{told} must be at least 1, got {getattr(self, name)}")
 
     @classmethod
     def quick(cls, **changes: Any) -> EvalConfig:
@@ -116,7 +120,7 @@ class EvalConfig:
             InvalidConfigError: fewer than one.
         """
         if num_trials < 1:
-            raise InvalidConfigError(f"trials must be at least 1, got {num_trials}")
+            raise InvalidConfigError(f"--trials must be at least 1, got {num_trials}")
         num_depths = len(changes.get("depths", cls.depths))
         sizes: dict[str, Any] = {
             "num_passkey_trials": num_trials,
@@ -130,6 +134,11 @@ class EvalConfig:
     def replace(self, **changes: Any) -> EvalConfig:
         """A copy with some fields changed, checked again."""
         return replace(self, **changes)
+
+
+def listed(numbers: Sequence[float]) -> str:
+    """Numbers as a user writes a list of them."""
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ def bootstrap_mean(
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
     bounds: tuple[float, float] | None = None,
+    least: float | None = None,
 ) -> Estimate:
     """Mean of a table of seeds and units (documents, trials), with its bootstrap interval.
 
@@ -76,6 +77,8 @@ def bootstrap_mean(
         bounds: the least and greatest possible value of a cell. Two units are then added for the interval, one at
             each end (as Agresti and Caffo 2000 add trials), because shares of 0 and 1 have no spread that could
             be resampled; the interval stays inside the bounds.
+        least: the least possible value of a cell where there is no greatest (0 for a loss). The interval is cut
+            there, which leaves its coverage as it is.
 
     Raises:
         ValueError: rows of different lengths, or no value.
@@ -103,6 +106,8 @@ def bootstrap_mean(
     low, high = map(float, np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]))
     if bounds is not None:
         low, high = max(bounds[0], min(low, mean)), min(bounds[1], max(high, mean))
+    if least is not None:
+        low = max(least, low)
     # Rounding must not decide on which side of zero a mean lies that is zero.
     resampled[np.abs(resampled) < 1e-12 * max(1.0, float(np.abs(table).max()))] = 0.0
     at_least, at_most = float((resampled >= 0).mean()), float((resampled <= 0).mean())

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eabf_cli.core.errors import DataError, InvalidConfigError
+from eabf_cli.core.evals.settings import listed
 from eabf_cli.core.evals.suite_results import Entry, average_entry, suite_entries
 
 if TYPE_CHECKING:
@@ -101,16 +102,16 @@ class SuiteConfig:
         if not self.tasks:
             raise InvalidConfigError("no task is named")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 4):
-            raise InvalidConfigError(f"lengths must be numbers of at least 4 tokens, got {self.lengths}")
+            raise InvalidConfigError(f"--lengths must be of at least 4 tokens each, got {listed(self.lengths)}")
         if self.include_path is not None and not self.include_path.is_dir():
-            raise InvalidConfigError(f"task folder {self.include_path} does not exist, or is no folder")
+            raise InvalidConfigError(f"--task-folder {self.include_path} does not exist, or is no folder")
         if self.limit is not None and self.limit < 1:
-            raise InvalidConfigError(f"limit must be at least 1, got {self.limit}")
+            raise InvalidConfigError(f"--limit must be at least 1, got {self.limit}")
         if self.batch_size < 1:
-            raise InvalidConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+            raise InvalidConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.truncation_side is not None and self.truncation_side not in TRUNCATION_SIDES:
             raise InvalidConfigError(
-                f"truncation_side must be one of {', '.join(TRUNCATION_SIDES)}, got {self.truncation_side!r}"
+                f"--truncation-side must be one of {', '.join(TRUNCATION_SIDES)}, got {self.truncation_side!r}"
             )
 
 

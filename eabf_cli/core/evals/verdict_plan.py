@@ -202,6 +202,7 @@ def _check_memory(config: VerdictConfig, subject: Subject, length: int, dtype: s
         ),
         available_memory(device),
         device=str(device),
+        dtype=getattr(torch, dtype),
     )
 
 
@@ -222,7 +223,7 @@ def _choose_length(
             notes.append(f"the longest document has {longest:,} tokens, the extended window {max_length:,}")
     elif length < window + target_tokens:
         raise InvalidConfigError(
-            f"length {length:,} has no {target_tokens} tokens beyond the original window of {window:,}: "
+            f"--lengths {length} has no {target_tokens} tokens beyond the original window of {window:,}: "
             f"give up to {max_length:,}"
         )
     elif length > max_length:

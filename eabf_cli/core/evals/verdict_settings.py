@@ -48,9 +48,10 @@ class VerdictConfig:
     def __post_init__(self) -> None:
         for name in ("target_tokens", "num_stretches", "max_pieces", "chunk_tokens", "query_tokens"):
             if getattr(self, name) < 1:
-                raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+                told = "--target-tokens (target_tokens)" if name == "target_tokens" else name
+                raise InvalidConfigError(f"{told} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.retrieved_share < 1:
             raise InvalidConfigError(f"retrieved_share must be above 0 and below 1, got {self.retrieved_share}")
         if self.length is not None and self.length < 4:
-            raise InvalidConfigError(f"length must be at least 4 tokens, got {self.length}")
+            raise InvalidConfigError(f"--lengths must be at least 4 tokens, got {self.length}")
         check_statistics(self.num_resamples, self.confidence)

@@ -80,7 +80,8 @@ def _perplexity_series(name: str, x: Sequence[float], entries: Sequence[Result])
         name=name,
         x=x,
         y=values,
-        low=[None if e is None else v * math.exp(-e) for v, e in zip(values, errors, strict=True)],
+        # A loss is at least 0, so a perplexity is at least 1.
+        low=[None if e is None else max(1.0, v * math.exp(-e)) for v, e in zip(values, errors, strict=True)],
         high=[None if e is None else v * math.exp(e) for v, e in zip(values, errors, strict=True)],
     )
 
@@ -97,7 +98,7 @@ def _context_chart(result: Result, window: int) -> LineChart:
                     name=name,
                     x=[entry["context"] for entry in entries],
                     y=values,
-                    low=[None if e is None else v - e for v, e in zip(values, errors, strict=True)],
+                    low=[None if e is None else max(0.0, v - e) for v, e in zip(values, errors, strict=True)],
                     high=[None if e is None else v + e for v, e in zip(values, errors, strict=True)],
                 )
             )

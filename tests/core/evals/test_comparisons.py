@@ -11,6 +11,7 @@ import pytest
 from eabf_cli.core.evals.comparisons import (
     BEYOND,
     INSIDE,
+    LOSSES,
     Bootstrap,
     UnitScores,
     difference_entries,
@@ -158,6 +159,17 @@ def test_intervals_of_one_model_hold_its_mean_and_stay_within_bounds() -> None:
         if measurement == "passkey":
             assert entry["low"] >= 0
             assert entry["high"] <= 1
+
+
+def test_no_loss_has_an_interval_below_zero_and_differences_may() -> None:
+    losses = {512: [0.01, 0.02, 0.9]}
+    scores = UnitScores(dict.fromkeys(LOSSES, losses))
+    assert {entry["low"] for entry in interval_entries([scores], Bootstrap(seed=0))} == {0.0}
+    other = UnitScores({"perplexity": {512: [0.02, 0.01, 0.8]}})
+    (entry, _) = difference_entries(
+        {"a": [other], "b": [scores]}, "b", Bootstrap(seed=0), window=512, target_window=512
+    )
+    assert entry["low"] < 0
 
 
 def test_sentences_tell_who_beats_whom_in_what() -> None:

@@ -123,6 +123,15 @@ def test_a_verdict_shows_its_sentence_and_how_far_each_is_behind() -> None:
     assert list(chart.names) == [f"title of {name}" for name in ("last_window", "retrieved", "yarn")]
 
 
+def test_no_interval_of_a_loss_goes_below_what_a_loss_can_be() -> None:
+    result = made_up_evaluation()
+    result["perplexity"][0] |= {"perplexity": 1.2, "stderr": 0.5}
+    result["perplexity_by_position"][0] |= {"perplexity": 1.2, "stderr": 0.5}
+    result["context_gain"][0] |= {"nll": 0.1, "stderr": 0.2}
+    by_position, by_length, by_context = view(result).lines
+    assert (by_position.series[0].low[0], by_length.series[0].low[0], by_context.series[0].low[0]) == (1.0, 1.0, 0.0)
+
+
 # ---- Markdown and the terminal -------------------------------------------------------------------------
 
 

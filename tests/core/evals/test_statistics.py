@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import chain, combinations, product
 from statistics import fmean, stdev
 from typing import Any
@@ -134,6 +135,16 @@ def test_three_trials_prove_nothing_however_clear_they_are() -> None:
     assert many.p_value is not None
     assert few.p_value > 0.05
     assert many.p_value < 0.001
+
+
+def test_an_interval_is_cut_at_the_least_possible_value_and_nothing_else_changes() -> None:
+    losses = [[0.01, 0.02, 0.9]]
+    free, cut = bootstrap_mean(losses, seed=0), bootstrap_mean(losses, seed=0, least=0.0)
+    assert free.low is not None
+    assert free.low < 0
+    assert cut == replace(free, low=0.0)
+    above = [[2.0, 2.1, 2.2]]
+    assert bootstrap_mean(above, seed=0, least=0.0) == bootstrap_mean(above, seed=0)
 
 
 def test_equal_models_are_not_told_apart() -> None:

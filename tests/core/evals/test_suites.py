@@ -372,7 +372,7 @@ def test_a_task_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"tasks": ()}, "no task"),
         ({"lengths": (2,)}, "at least 4 tokens"),
         ({"limit": 0}, "limit must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"truncation_side": "right"}, "left, middle"),
     ],
 )
