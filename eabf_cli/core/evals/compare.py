@@ -42,11 +42,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     Returns:
         `model`, `revision`, `original_max_position_embeddings`, `max_position_embeddings`, `factor`, `lengths`,
-        `methods`, `reference`, `dataset`, `finetuned`, `seeds`, `training` (what one run does), `notes`, `output` and
-        what else the plan tells. Unless it is a dry run also `compare`: name -> the contender's `evaluate` result (of
-        several seeds averaged, see `pool_results`) with `title`, `kind`, `factor`, `rope_theta`, `unscaled_layers`,
+        `methods`, `reference`, `dataset`, `data_hash`, `finetuned`, `seed`, `seeds`, `training` (what one run does),
+        `notes`, `output` and what else the plan tells. Unless it is a dry run also `compare`: name -> the contender's
+        `evaluate` result (of several seeds averaged, see `pool_results`) with `title`, `kind`, `factor`, `rope_theta`, `unscaled_layers`,
         `intervals` (`interval_entries`) and, if trained, `runs`; `differences` (`difference_entries`); `summary`
-        (sentences); `wall_s`, `peak_memory_gib`.
+        (sentences); `weights` (their hash), `wall_s`, `peak_memory_gib`.
 
     Raises:
         EabfError: whatever a user can put right.
@@ -70,13 +70,19 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     if config.run.dry_run:
         return result
     folder = None if output is None else CompareFolder(plan, output)
+    for note in result["notes"]:
+        logger.info("%s", note[0].upper() + note[1:])
     try:
         result |= _Comparison(plan, folder).carry_out()
     except KeyboardInterrupt:
         if folder is None or not folder.is_open:
             raise
         raise TrainingInterrupted(f"the same command with --resume -o {folder.folder} goes on") from None
-    result |= {"wall_s": time.perf_counter() - started, "peak_memory_gib": peak_memory_gib(plan.measuring.device)}
+    result |= {
+        "weights": plan.source.fingerprint(),
+        "wall_s": time.perf_counter() - started,
+        "peak_memory_gib": peak_memory_gib(plan.measuring.device),
+    }
     if folder is not None:
         folder.open()
         write_files(result, config, folder.folder)

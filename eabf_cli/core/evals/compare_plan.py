@@ -83,6 +83,7 @@ class ComparePlan:
             "dataset": measuring.texts.source,
             "data_hash": measuring.texts.content_hash,
             "finetuned": config.finetune,
+            "seed": config.run.seed,
             "seeds": list(config.seeds) if config.finetune else [],
             "notes": notes,
             "device": str(measuring.device),

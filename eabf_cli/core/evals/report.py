@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,32 @@ def view(result: Mapping[str, Any]) -> Report:
 def result_text(result: Mapping[str, Any]) -> str:
     """A comparison or a verdict as the terminal shows it, also one that was only planned (`--dry-run`)."""
     if "compare" in result or "verdict" in result:
-        return render_text(view(result))
-    return "\n".join([_planned(result), *result["notes"], "Nothing was measured (--dry-run)."])
+        output = result.get("output")
+        return render_text(view(result)) + ("" if output is None else f"\n\nWritten to {output}")
+    return "\n".join([*_planned(result), *result["notes"], "Nothing was measured (--dry-run)."])
 
 
-def _planned(result: Mapping[str, Any]) -> str:
+def _planned(result: Mapping[str, Any]) -> Iterator[str]:
     """What would be compared."""
     windows = f"from {result['original_max_position_embeddings']:,} to {result['max_position_embeddings']:,} tokens"
     if "methods" not in result:
-        return (
+        yield (
             f"{result['model']} ({windows}) against {result['original']} ({result['original_reason']}): "
             f"{result['num_stretches']:,} stretches of {result['num_documents']:,} documents in {result['dataset']}"
         )
+        return
     lengths = ", ".join(f"{length:,}" for length in result["lengths"])
-    trained = f", finetuned under {len(result['seeds'])} seeds" if result["finetuned"] else ""
-    return f"{result['model']} ({windows}) under {', '.join(result['methods'])}{trained}, at {lengths} tokens"
+    num_seeds = len(result["seeds"])
+    trained = f", finetuned under {num_seeds} seed{'' if num_seeds == 1 else 's'}" if result["finetuned"] else ""
+    yield f"{result['model']} ({windows}) under {', '.join(result['methods'])}{trained}, at {lengths} tokens"
+    if "training" in result:
+        run = result["training"]
+        # Beside the methods, the two controls.
+        num_runs = num_seeds * (len(result["methods"]) + 2)
+        yield (
+            f"Each of {num_runs:,} runs: {run['num_samples']:,} samples, {run['num_tokens']:,} tokens, "
+            f"{run['num_steps']:,} steps, learning rate {run['recipe']['learning_rate']:g}, {run['tuning']}"
+        )
 
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:

@@ -36,9 +36,9 @@ def verdict(config: VerdictConfig) -> dict[str, Any]:
 
     Returns:
         `model`, `revision`, `method`, `original`, `original_reason`, `original_max_position_embeddings`,
-        `max_position_embeddings`, `length`, `target_tokens` (of a stretch), `dataset`, `num_documents`,
-        `num_stretches`, `notes`, `device`, `dtype`, `output`; unless it is a dry run also `verdict` (see `judge`),
-        `wall_s`, `peak_memory_gib`.
+        `max_position_embeddings`, `length`, `target_tokens` (of a stretch), `dataset`, `data_hash`, `seed`,
+        `num_documents`, `num_stretches`, `notes`, `device`, `dtype`, `output`; unless it is a dry run also `verdict`
+        (see `judge`), `weights`, `original_weights` (their hashes), `wall_s`, `peak_memory_gib`.
 
     Raises:
         EabfError: whatever a user can put right.
@@ -48,8 +48,12 @@ def verdict(config: VerdictConfig) -> dict[str, Any]:
     result = plan.describe()
     if config.run.dry_run:
         return result
+    for note in plan.notes:
+        logger.info("%s", note[0].upper() + note[1:])
     result |= {
         "verdict": judge(_measure(plan), plan.stretches, _titles(plan), config),
+        "weights": plan.subject.source.fingerprint(),
+        "original_weights": plan.original.source.fingerprint(),
         "wall_s": time.perf_counter() - started,
         "peak_memory_gib": peak_memory_gib(plan.device),
     }

@@ -38,7 +38,7 @@ class VerdictPlan:
         window: the original model's window, in tokens.
         max_length: the extended model's.
         length: tokens of a piece of a document, BOS counted.
-        dataset: where the documents come from.
+        dataset, data_hash: where the documents come from, and their hash.
         target_tokens, chunk_tokens, query_tokens: as configured, at most an eighth of the original window each.
         notes: what the user should know about the documents.
     """
@@ -55,6 +55,7 @@ class VerdictPlan:
     max_length: int
     length: int
     dataset: str
+    data_hash: str
     target_tokens: int
     chunk_tokens: int
     query_tokens: int
@@ -80,6 +81,8 @@ class VerdictPlan:
             "length": self.length,
             "target_tokens": self.target_tokens,
             "dataset": self.dataset,
+            "data_hash": self.data_hash,
+            "seed": run.seed,
             "num_documents": len({stretch.document for stretch in self.stretches}),
             "num_stretches": len(self.stretches),
             "notes": list(self.notes),
@@ -165,6 +168,7 @@ def make_plan(config: VerdictConfig) -> VerdictPlan:
         max_length=max_length,
         length=length,
         dataset=texts.source,
+        data_hash=texts.content_hash,
         target_tokens=target_tokens,
         chunk_tokens=min(config.chunk_tokens, eighth),
         query_tokens=min(config.query_tokens, eighth),

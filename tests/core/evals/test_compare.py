@@ -27,6 +27,7 @@ from eabf_cli.core.finetune.run import FinetuneConfig, finetune
 from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 from eabf_cli.core.patching import apply_method
+from eabf_cli.core.sources import find_model
 from tests.tiny_llama import TARGET, WINDOW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,6 +121,16 @@ def test_the_folder_has_the_result_and_no_leftovers(compared: tuple[dict[str, An
         "report.md",
     ]
     assert read_json(output / "eval.json") == result
+    record = read_json(output / "eabf_run.json")
+    for key in ("seed", "data_hash", "weights", "device", "wall_s"):
+        assert record[key] == result[key]
+
+
+def test_the_result_names_the_weights_and_the_seed(
+    compared: tuple[dict[str, Any], Path], tiny_llama_folder: Path
+) -> None:
+    result, _ = compared
+    assert (result["weights"], result["seed"]) == (find_model(str(tiny_llama_folder)).fingerprint(), 42)
 
 
 def test_nothing_is_written_without_an_output(config: CompareConfig, workdir: Path) -> None:

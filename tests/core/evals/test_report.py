@@ -170,6 +170,21 @@ def test_the_terminal_shows_the_sentences_and_the_tables(kind: str) -> None:
             assert any(all(cell in line for cell in row) for line in text.splitlines())
 
 
+@pytest.mark.parametrize("kind", ["comparison", "verdict"])
+def test_the_terminal_says_where_the_result_is(kind: str) -> None:
+    assert result_text(RESULTS[kind] | {"output": "measured"}).endswith("Written to measured")
+    assert "Written to" not in result_text(RESULTS[kind] | {"output": None})
+
+
+def test_the_plan_of_a_training_says_what_one_run_does() -> None:
+    planned = {key: value for key, value in made_up_comparison(seeds=[42]).items() if key != "compare"}
+    recipe = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-4}
+    training = {"num_samples": 100, "num_steps": 50, "num_tokens": 409_600, "tuning": "full", "recipe": recipe}
+    text = result_text(planned | {"training": training})
+    assert "finetuned under 1 seed, at" in text
+    assert "Each of 5 runs: 100 samples, 409,600 tokens, 50 steps, learning rate 0.0001, full" in text
+
+
 def test_a_plan_is_told_as_one() -> None:
     planned = {key: value for key, value in made_up_comparison().items() if key not in ("compare", "differences")}
     text = result_text(planned)

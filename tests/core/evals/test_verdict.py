@@ -22,6 +22,7 @@ from eabf_cli.core.files import read_json
 from eabf_cli.core.method_request import MethodRequest
 from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 from eabf_cli.core.patching import apply_method
+from eabf_cli.core.sources import find_model
 from tests.tiny_llama import TARGET, WINDOW, write_tiny_llama
 
 TEXT = "the river ran past an old mill and a boy sat by the water with his dog until the sun had gone"
@@ -91,6 +92,10 @@ def test_the_result_says_what_was_compared(result: dict[str, Any], tiny_llama_fo
     assert json.loads(json.dumps(result)) == result
     assert (result["model"], result["original"]) == (str(extended), str(tiny_llama_folder))
     assert (result["original_max_position_embeddings"], result["max_position_embeddings"]) == (WINDOW, TARGET)
+    assert (result["seed"], len(result["data_hash"])) == (42, 64)
+    weights = [find_model(str(folder)).fingerprint() for folder in (extended, tiny_llama_folder)]
+    assert [result["weights"], result["original_weights"]] == weights
+    assert len(set(weights)) == 2
     assert (result["method"], result["length"], result["num_documents"]) == ("eabf", TARGET, len(DOCUMENTS))
     assert result["verdict"]["resampled"] == "documents"
     assert "YaRN x4 without training" in result["verdict"]["rows"][3]["title"]
@@ -184,6 +189,8 @@ def test_the_folder_is_written_whole_and_not_over_another(config: VerdictConfig,
     assert read_json(output / "eval.json") == result
     record = read_json(output / "eabf_run.json")
     assert (record["command"], record["model"]) == ("eval", result["model"])
+    for key in ("seed", "data_hash", "weights", "original_weights"):
+        assert record[key] == result[key]
     assert DOCUMENTS[0][:50] not in (output / "eabf_run.json").read_text()
     assert result["verdict"]["sentence"] in (output / "report.md").read_text().replace("\\", "")
     with pytest.raises(OutputExistsError):
