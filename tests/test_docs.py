@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,11 +172,12 @@ def test_python_of_a_page_runs(
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path) -> dict[str, dict[str, Any]]:
     """What each function of the API page returns: small runs, and the finetune that is kept in docs/results/."""
     import eabf_cli
 
-    text = tmp_path_factory.mktemp("results") / "text.txt"
+    folder = tmp_path_factory.mktemp("results")
+    text = folder / "text.txt"
     text.write_text("The sun was warm and the house stood open to a mild wind from the hills. " * 20)
     finetuned = json.loads(read("docs/results/demo-finetune.json"))
     return {
@@ -186,18 +188,60 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
             eabf_cli.EntropyConfig(text=text, length=64, num_documents=1)
         ),
         "summarize": eabf_cli.summarize(eabf_cli.SummarizeConfig(files=(text,), model="eabf-tiny", max_new_tokens=4)),
+        **results_of_eval(folder, text, tiny_llama_folder),
+    }
+
+
+def results_of_eval(folder: Path, text: Path, model: Path) -> dict[str, dict[str, Any]]:
+    """What the functions behind `eabf eval` return."""
+    import eabf_cli
+
+    extended = folder / "extended"
+    eabf_cli.patch_checkpoint(eabf_cli.PatchConfig(model=str(model), output=extended))
+    evaluation = eabf_cli.EvalConfig(tasks=("perplexity", "context_gain", "passkey"), lengths=(64, 256))
+    run = eabf_cli.EvalRunConfig(model=str(model), text=(text,), evaluation=evaluation)
+    (folder / "rows.jsonl").write_text('{"context": "The sun was", "continuation": " warm"}\n')
+    task = {
+        "task": "sun",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{continuation}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "tasks").mkdir()
+    # JSON is YAML.
+    (folder / "tasks" / "sun.yaml").write_text(json.dumps(task))
+    suites = eabf_cli.SuiteConfig(tasks=("sun",), lengths=(64,), include_path=folder / "tasks")
+    return {
+        "run_evaluation": eabf_cli.run_evaluation(run),
+        "compare": eabf_cli.compare(eabf_cli.CompareConfig(run=run, methods=("yarn", "eabf"))),
+        "verdict": eabf_cli.verdict(eabf_cli.VerdictConfig(run=replace(run, model=str(extended)))),
+        "run_suites": eabf_cli.run_suites(suites, eabf_cli.load_model(model), eabf_cli.load_tokenizer(model)),
     }
 
 
 def test_results_have_the_keys_that_the_api_page_names(results: dict[str, dict[str, Any]]) -> None:
     section = read("docs/api.md").split("\n## Results\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`.*? \| (.*) \|$", section, flags=re.MULTILINE)
     assert {function for function, _ in rows} == set(results)
     for function, cell in rows:
         # What stands in brackets describes the value before it.
         named = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", cell))
         assert named
         assert set(named) <= set(results[function]), function
+        for name, inside in re.findall(r"`(\w+)` \(([^)]*)\)", cell):
+            described = set(re.findall(r"`(\w+)`", inside)) - set(results)
+            assert described <= inner_keys(results[function][name]), (function, name)
+
+
+def inner_keys(value: Any) -> set[str]:
+    """The keys of a dictionary and of those inside it, or of a list of dictionaries."""
+    inside = list(value.values()) if isinstance(value, dict) else value
+    entries = [entry for entry in inside or () if isinstance(entry, dict)]
+    return {key for entry in entries for key in entry} | (set(value) if isinstance(value, dict) else set())
 
 
 @needs_457

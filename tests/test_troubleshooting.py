@@ -86,6 +86,8 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "scan.pdf").write_bytes(build_pdf([Page(), Page()]))
     (folder / "locked.pdf").write_bytes(build_pdf([Page()], password="key"))
 
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "sea.png").touch()
     (folder / "letters").mkdir()
     (folder / "letters" / "to-a-friend.txt").write_text(SENTENCE)
     (folder / "stopped").mkdir()

@@ -44,9 +44,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         `model`, `revision`, `original_max_position_embeddings`, `max_position_embeddings`, `factor`, `lengths`,
         `methods`, `reference`, `dataset`, `data_hash`, `finetuned`, `seed`, `seeds`, `training` (what one run does),
         `notes`, `output` and what else the plan tells. Unless it is a dry run also `compare`: name -> the contender's
-        `evaluate` result (of several seeds averaged, see `pool_results`) with `title`, `kind`, `factor`, `rope_theta`, `unscaled_layers`,
-        `intervals` (`interval_entries`) and, if trained, `runs`; `differences` (`difference_entries`); `summary`
-        (sentences); `weights` (their hash), `wall_s`, `peak_memory_gib`.
+        `evaluate` result (of several seeds averaged, see `pool_results`) with `title`, `kind`, `factor`, `rope_theta`,
+        `unscaled_layers`, `intervals` (`interval_entries`) and, if trained, `runs`; `differences`
+        (`difference_entries`); `summary` (sentences); `weights` (their hash), `wall_s`, `peak_memory_gib`.
 
     Raises:
         EabfError: whatever a user can put right.
