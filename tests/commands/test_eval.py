@@ -221,6 +221,14 @@ def test_tasks_of_lm_eval_alone_are_all_that_is_told(
         assert "ffective length" not in report
 
 
+def test_a_chat_without_a_template_is_refused_before_weights_are_read(
+    eabf: Eabf, llama_copy: Path, task_folder: Path
+) -> None:
+    (llama_copy / "model.safetensors").unlink()
+    arguments = ("eval", "-m", llama_copy, "--tasks", "sun", "--task-folder", task_folder, "--chat", "--dry-run")
+    assert_told(eabf(*arguments), "the tokenizer has no chat template: leave --chat out")
+
+
 def test_tasks_of_lm_eval_stand_beside_ours(eabf: Eabf, tiny_llama_folder: Path, task_folder: Path) -> None:
     tasks = ("--tasks", "sun,passkey", "--task-folder", task_folder, "--lengths", 512, "--trials", 1)
     found = printed(eabf("eval", "-m", tiny_llama_folder, *tasks, "--json"))

@@ -114,6 +114,8 @@ def run_evaluation(
     # It refuses unknown tasks before a model is looked for.
     asked = None if suites is None else Suites(suites)
     plan = plan_evaluation(config, has_own_tasks=has_own_tasks)
+    if asked is not None:
+        asked.check(plan.tokenizer)
     known = plan.describe() | {"output": None if config.output is None or config.dry_run else str(config.output)}
     known["memory"] = plan.memory.to_dict()
     known["tasks"] += [] if suites is None else suites.tasks

@@ -150,11 +150,19 @@ class Suites:
         with _quiet():
             self._manager, self.names = _find_tasks(config, self._metadata)
 
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse what a tokenizer cannot do.
+
+        Raises:
+            InvalidConfigError: it has no chat template, and a chat is asked for.
+        """
+        if self.config.apply_chat_template and getattr(tokenizer, "chat_template", None) is None:
+            raise InvalidConfigError("the tokenizer has no chat template: leave --chat out")
+
     def run(self, model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, Any]:
         """As `run_suites`."""
         config = self.config
-        if config.apply_chat_template and getattr(tokenizer, "chat_template", None) is None:
-            raise InvalidConfigError("the tokenizer has no chat template: ask without one")
+        self.check(tokenizer)
         started = time.perf_counter()
         lengths = sorted(set(config.lengths or (_target_window(model),)))
         was_training = model.training
