@@ -65,8 +65,9 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 
 def _cut(result: Result) -> str:
-    """What was done with samples longer than the target window."""
-    return "" if result["too_long"] == "error" else f" (longer ones: {result['too_long']})"
+    """What was done with samples longer than the target window, where the result says it."""
+    too_long = result.get("too_long", "error")
+    return "" if too_long == "error" else f" (longer ones: {too_long})"
 
 
 def _notes(result: Result) -> list[str]:
