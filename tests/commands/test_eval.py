@@ -268,7 +268,7 @@ def test_a_length_beyond_memory_is_refused_before_weights_are_read(
     ("flags", "said"),
     [
         (["--lengths", "2"], "--lengths must be of at least 4 tokens each, got 2"),
-        (["--depths", "0,2"], "--depths must be between 0 and 1, got 0,2"),
+        (["--depths", "0,2"], "--depths must be between 0 and 1, got 0, 2"),
         (["--trials", "0"], "--trials must be at least 1"),
         (["--target-tokens", "0"], "--target-tokens"),
         (["--tasks", "ruler", "--limit", "0"], "--limit must be at least 1"),

@@ -137,8 +137,8 @@ class EvalConfig:
 
 
 def listed(numbers: Sequence[float]) -> str:
-    """Numbers as a user writes a list of them."""
-    return ",".join(f"{number:g}" for number in numbers)
+    """Numbers for a message."""
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
