@@ -11,7 +11,7 @@ from eabf_cli.core.documents.overlays import unfinished_steps
 from eabf_cli.core.documents.paragraph import Paragraph
 from eabf_cli.core.documents.paragraphs import body_size, gather_labels, join_paragraphs, page_paragraphs
 from eabf_cli.core.documents.reading_order import find_blocks
-from eabf_cli.core.documents.running_heads import PageEdges
+from eabf_cli.core.documents.running_heads import without_running_heads
 from eabf_cli.core.documents.words import PageWords
 
 _LISTED_PAGES = 12
@@ -27,8 +27,7 @@ def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tup
     """
     lines = _find_lines(pages)
     around = zip([*pages, *beside], [*lines, *_find_lines(beside)], strict=True)
-    edges = PageEdges([(page.index, page.height, found) for page, found in around])
-    kept = [edges.without(page.index, page.height, found) for page, found in zip(pages, lines, strict=True)]
+    kept = without_running_heads(list(around))[: len(pages)]
     steps = unfinished_steps(kept)
     blocks = []
     for number, page in enumerate(pages):

@@ -55,13 +55,14 @@ class PageWords:
     Attributes:
         index: its number, from 0.
         words: the words that run the way of most of its text, in drawing order.
-        height: its height, when turned so that they run from left to right.
+        width, height: its sides, when turned so that they run from left to right.
         across: other words, each group turned as if it were a page; stamps in the margin and the labels of axes are
             not among them.
     """
 
     index: int
     words: list[Word]
+    width: float
     height: float
     across: tuple[list[Word], ...] = ()
 
@@ -83,7 +84,8 @@ def read_words(document: Any, index: int) -> PageWords:
     main = max(by_angle, key=lambda angle: sum(len(word.text) for word in by_angle[angle]), default=0)
     turned = {angle: _turned(words, angle, width, height) for angle, words in by_angle.items()}
     across = tuple(words for angle, words in turned.items() if angle != main and _is_table(words))
-    return PageWords(index, turned.get(main, []), width if main % 180 else height, across)
+    sides = (height, width) if main % 180 else (width, height)
+    return PageWords(index, turned.get(main, []), *sides, across)
 
 
 def clean_characters(text: str) -> str:
