@@ -12,6 +12,8 @@ _FOREIGN = "[\ufffd\ue000-\uf8ff]"
 _FOREIGN_IN_WORD = re.compile(
     rf"[a-z]{{2}}{_FOREIGN}[a-z]|[A-Za-z]{_FOREIGN}[a-z]{{2}}|^{_FOREIGN}[a-z]{{3}}|[a-z]{{3}}{_FOREIGN}$"
 )
+# An accent of its own between letters, which belongs on one of them; hats and tildes stand so in formulas.
+_LOOSE_ACCENT = re.compile(r"[a-z][\u00b4\u00a8\u00b8\u02c7\u02d8\u02da\u02dd][a-z\u0131]", re.IGNORECASE)
 _BULLETS = dict.fromkeys((0xF0A7, 0xF0B7), "\u2022")
 # One such word may be meant.
 _MIN_WORDS = 2
@@ -35,7 +37,9 @@ def describe_broken_fonts(pages: Sequence[tuple[int, str]]) -> list[str]:
 
 
 def _is_spoiled(word: str) -> bool:
-    return _FOREIGN_IN_WORD.search(word) is not None or _PUNCTUATION.fullmatch(word) is not None
+    if _FOREIGN_IN_WORD.search(word) is not None or _LOOSE_ACCENT.search(word) is not None:
+        return True
+    return _PUNCTUATION.fullmatch(word) is not None
 
 
 def without_foreign_signs(word: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from eabf_cli.core.documents.accents import Box, place_accents
 from eabf_cli.core.documents.broken_fonts import without_foreign_signs
 
 LINE_END_HYPHEN = "\u00ad"
@@ -24,6 +25,8 @@ _INVISIBLE = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
 _HYPHEN_CODE = 2
 _BOLD_NAME = re.compile(r"bold|black|heavy|semibd|cmbx|sfbx|-medi(?!um)", re.IGNORECASE)
 _BOLD_WEIGHT = 650
+# A space is at least this part of the font's size.
+_SPACE = 0.15
 _TABLE_WORDS = 20
 _TABLE_LINES = 4
 
@@ -95,7 +98,7 @@ def clean_characters(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    text = text.translate(_LIGATURES).translate(_INVISIBLE)
+    text = unicodedata.normalize("NFC", text.translate(_LIGATURES).translate(_INVISIBLE))
     return "".join("\ufffd" if unicodedata.category(character) in ("Cc", "Cn") else character for character in text)
 
 
@@ -106,17 +109,23 @@ def _words(layer: Any) -> Iterator[Word]:
     characters: list[str] = []
     word: Word | None = None
     order, height = 0, 0.0
-    for index in range(layer.count_chars()):
-        code = raw.FPDFText_GetUnicode(layer, index)
-        character = _character(raw, layer, index, code)
-        if character.isspace() or raw.FPDFText_IsGenerated(layer, index):
-            if word:
-                yield from _finished(word, characters)
-            word = None
+    drawn = [_character(raw, layer, index) for index in range(layer.count_chars())]
+    letters, accents = place_accents(drawn, lambda index: _ink(raw, layer, index))
+    for index, character in enumerate(drawn):
+        if index in accents:
             continue
+        is_generated = raw.FPDFText_IsGenerated(layer, index)
+        if character.isspace() or is_generated:
+            # Around an accent that is drawn apart PDFium sees spaces where there are none.
+            if word and not (is_generated and {index - 1, index + 1} & accents):
+                yield from _finished(word, characters)
+                word = None
+            continue
+        character = letters.get(index, character)
         raw.FPDFText_GetLooseCharBox(layer, index, box)
         raw.FPDFText_GetCharOrigin(layer, index, x, y)
-        if word and _is_elsewhere(word, box, x.value, y.value):
+        is_apart = word and {index - 1, index - 2} & accents and _is_behind_space(word, box)
+        if word and (is_apart or _is_elsewhere(word, box, x.value, y.value)):
             yield from _finished(word, characters)
             word = None
         if word is None:
@@ -139,10 +148,26 @@ def _words(layer: Any) -> Iterator[Word]:
         yield from _finished(word, characters)
 
 
-def _character(raw: Any, layer: Any, index: int, code: int) -> str:
+def _character(raw: Any, layer: Any, index: int) -> str:
+    code = raw.FPDFText_GetUnicode(layer, index)
     if code == _HYPHEN_CODE and raw.FPDFText_IsHyphen(layer, index) == 1:
         return LINE_END_HYPHEN
     return chr(code)
+
+
+def _ink(raw: Any, layer: Any, index: int) -> Box:
+    """What a character covers, on the page turned so that it stands upright."""
+    left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+    raw.FPDFText_GetCharBox(layer, index, left, right, bottom, top)
+    sides = left.value, right.value, bottom.value, top.value
+    for _ in range(_size_and_angle(raw, layer, index)[1] // 90):
+        sides = sides[2], sides[3], -sides[1], -sides[0]
+    return sides
+
+
+def _is_behind_space(word: Word, box: Any) -> bool:
+    low, right = (box.bottom, word.right) if word.angle % 180 else (box.left, word.right)
+    return bool(low - right > _SPACE * word.size)
 
 
 def _is_elsewhere(word: Word, box: Any, x: float, y: float) -> bool:
