@@ -19,6 +19,7 @@ from eabf_cli import SummarizeConfig, load_model, load_tokenizer, summarize
 from eabf_cli.core.patching import apply_eabf
 from eabf_cli.core.summarize import loading
 from eabf_cli.core.summarize.default_model import GGUF_FILE, HUB_MODEL, cached_model_path, default_model
+from eabf_cli.core.summarize.window import choose_window
 from tests.conftest import Eabf
 from tests.core.test_gguf import write_gguf
 from tests.fork_server import ForkServer
@@ -271,6 +272,28 @@ def test_4_bits_need_a_checkpoint_in_safetensors(eabf: Eabf, notes: Path, workdi
 def test_4_bits_need_bitsandbytes(eabf: Eabf, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.importlib.util, "find_spec", {}.get)
     assert "pip install bitsandbytes" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "--load-in-4bit"))
+
+
+def test_4_bits_work_where_bitsandbytes_cannot_pack_the_weights_for_a_cpu(notes: Path) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    # The demo model's MLP has 688 rows: no multiple of 64.
+    config = SummarizeConfig(files=(notes,), model="eabf-tiny", load_in_4bit=True, device="cpu", dtype="float32")
+    found = loading.find_summarizer(config)
+    window = choose_window(found.loaded, config.request, 100)
+    ids = torch.tensor([found.tokenizer(TEXT)["input_ids"]])
+    plain = load_model("eabf-tiny", dtype="float32", device="cpu")
+    with torch.no_grad():
+        unquantized = plain(ids).logits
+        logits = loading.load_summarizer(found, config, window)(ids).logits
+        for name, module in loading.load_summarizer(found, config, window).named_modules():
+            if isinstance(module, Linear4bit):
+                weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+                plain.get_submodule(name).weight.copy_(weight)
+        expected = plain(ids).logits
+    # Packed layers compute in bfloat16.
+    assert (logits - expected).abs().max() < 0.05 * (unquantized - expected).abs().max()
 
 
 # ---- Text only, and interrupts -------------------------------------------------------------------

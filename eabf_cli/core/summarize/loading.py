@@ -23,6 +23,11 @@ from eabf_cli.core.summarize.window import Window
 _LARGE = 1_000_000_000
 
 
+# What bitsandbytes packs for a CPU are blocks of this many rows, and of as many columns as share a scale.
+_PACKED_ROWS = 32
+_PACKED_COLUMNS = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class FoundModel:
     """A model of which the small files are here: its name, configuration and tokenizer."""
@@ -88,12 +93,25 @@ def load_summarizer(found: FoundModel, config: SummarizeConfig, window: Window) 
         # Not `load_model`, which would parse a GGUF file again for its configuration; and now with the weights.
         source = find_model(found.source.name, revision=config.revision)
         model = load_weights(source, found.loaded.config, **options).eval()
-        if not config.load_in_4bit:
+        if config.load_in_4bit:
+            _keep_unpackable(model)
+        else:
             model = model.to(device)
         if found.loaded.resolution is not None:
             apply_resolution(model, found.loaded.resolution)
     change_window(model, window)
     return model
+
+
+def _keep_unpackable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for a CPU's bfloat16 instructions where their sizes forbid it.
+
+    It would do so at the first product, and stop at an assertion; the weights as they are give the same, slower.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            is_packable = module.out_features % _PACKED_ROWS == 0 and module.in_features % _PACKED_COLUMNS == 0
+            module.support_avx512bf16_for_cpu = is_packable
 
 
 def change_window(model: PreTrainedModel, window: Window) -> None:
