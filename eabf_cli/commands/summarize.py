@@ -83,11 +83,13 @@ file_options = options.bundle(
 @options.compute_options
 @file_options
 @options.common_options
-def summarize(files: tuple[str, ...], as_json: bool, output_file: Path | None, **values: Any) -> None:
+@click.pass_context
+def summarize(ctx: click.Context, files: tuple[str, ...], as_json: bool, output_file: Path | None, **values: Any) -> None:
     """Summarize documents: PDF, text, Markdown or HTML; - is standard input.
 
     The model is SmolLM2-135M-Instruct unless -m names another: a chat model, a base model, or the folder of a
-    finetuned or exported checkpoint. Its window is extended as far as the document needs it.
+    finetuned or exported checkpoint. Its window is extended as far as the document needs it. With --check, exit code 1
+    if none of the planted facts is found.
 
     \b
     Examples:
@@ -126,6 +128,11 @@ def summarize(files: tuple[str, ...], as_json: bool, output_file: Path | None, *
         output.status(f"Written to {output_file}")
     if as_json:
         output.result(result, "", as_json=True)
+    unread = [one["file"] for one in results if one["check"] is not None and one["check"]["found"] == 0]
+    for name in unread:
+        output.warn(f"{name}: no planted fact was found: this model does not read this document at this length")
+    if unread:
+        ctx.exit(1)
 
 
 class _Printer:

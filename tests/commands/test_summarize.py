@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from eabf_cli import SummarizeConfig, load_model, load_tokenizer, summarize
 from eabf_cli.core.patching import apply_eabf
-from eabf_cli.core.summarize import loading
+from eabf_cli.core.summarize import check, loading
 from eabf_cli.core.summarize.default_model import GGUF_FILE, HUB_MODEL, cached_model_path, default_model
 from eabf_cli.core.summarize.window import choose_window
 from tests.conftest import Eabf
@@ -231,11 +231,35 @@ def test_a_scaled_checkpoint_is_run_as_it_was_made(eabf: Eabf, notes: Path, work
 def test_the_check_counts_facts_beyond_the_original_window(eabf: Eabf, notes: Path) -> None:
     notes.write_text(TEXT * 60)
     result = eabf("summarize", notes, "-m", "eabf-tiny", "--check", "--json", *FEW)
-    check = answer(result)["check"]
-    assert check["planted"] == len(check["depths"]) == 5
-    assert check["found"] == sum(entry["found"] for entry in check["depths"])
-    assert max(entry["position"] for entry in check["depths"]) > 512
-    assert f"check: {check['found']} of 5" in result.stderr
+    found = answer(result)["check"]
+    assert found["planted"] == len(found["depths"]) == 5
+    assert found["found"] == sum(entry["found"] for entry in found["depths"])
+    assert max(entry["position"] for entry in found["depths"]) > 512
+    assert f"check: {found['found']} of 5" in result.stderr
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_check_that_finds_nothing_fails_with_its_result(
+    as_json: bool, eabf: Eabf, notes: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_answer", lambda *_: "none")
+    result = eabf("summarize", notes, "-m", "eabf-tiny", "--check", "-o", "out.txt", *["--json"] * as_json, *FEW)
+    assert result.exit_code == 1
+    assert "0 of 5 planted facts" in result.stderr
+    assert "does not read this document" in result.stderr
+    summary = (workdir / "out.txt").read_text().rstrip("\n")
+    if as_json:
+        value = json.loads(result.stdout)
+        assert (value["summary"], value["check"]["found"]) == (summary, 0)
+
+
+def test_a_check_of_a_document_read_in_sections_is_refused_before_the_weights(
+    eabf: Eabf, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_weights", None)
+    said = refusal(eabf("summarize", book, "-m", "eabf-tiny", "--too-long", "map-reduce", "--check", *FEW))
+    assert "a long böok.txt" in said
+    assert "leave out --check" in said
 
 
 def test_an_own_prompt_replaces_the_request(eabf: Eabf, notes: Path, workdir: Path) -> None:

@@ -50,7 +50,7 @@ def fit_document(source: SourceText, found: FoundModel, config: SummarizeConfig)
 
     Raises:
         PromptTooLongError: it does not fit the extended window, and nothing else is asked for.
-        InvalidConfigError: the window leaves no room for any text.
+        InvalidConfigError: the window leaves no room for any text; a check of a document that is read in sections.
     """
     tokenizer = found.tokenizer
     frame = summary_frame(tokenizer, config)
@@ -68,6 +68,11 @@ def fit_document(source: SourceText, found: FoundModel, config: SummarizeConfig)
     if config.too_long == "truncate-middle":
         text = cut_middle(tokenizer, source.text, window.size - num_others)
         return replace(fitted, text=text, strategy="truncate-middle")
+    if config.check:
+        raise InvalidConfigError(
+            f"{source.name} is too long to be read at once ({window}), and --check asks for facts all over the text: "
+            "leave out --check, or give a larger --factor or --too-long truncate-middle"
+        )
     window = _section_window(found, config, len(frame))
     sections = split_sections(tokenizer, source.text, section_room(window, frame, config))
     return replace(fitted, window=window, strategy="map-reduce", sections=tuple(sections))

@@ -110,7 +110,7 @@ def _summarize_one(
         "decode_tokens_per_s": _rate(generator.num_written, generator.write_s),
     }
     if config.check:
-        result["check"] = _check(document, generator, config)
+        result["check"] = check_reading(generator, document.text, seed=config.seed)
     return result | {
         "wall_s": time.perf_counter() - started,
         "peak_memory_gib": peak_memory_gib(generator.model.device),
@@ -150,13 +150,6 @@ def _summarize_sections(
         f"{document.source.name}: its {len(document.sections)} sections' summaries do not get short enough to be "
         f"summarized in a window of {window.size:,} tokens\nGive a smaller --max-new-tokens or a larger --factor"
     )
-
-
-def _check(document: FittedDocument, generator: Generator, config: SummarizeConfig) -> dict[str, Any] | None:
-    if document.strategy == "map-reduce":
-        logger.warning("%s: no check, because it is read in sections and not at once", document.source.name)
-        return None
-    return check_reading(generator, document.text, seed=config.seed)
 
 
 def _plan_result(document: FittedDocument, found: FoundModel) -> dict[str, Any]:
