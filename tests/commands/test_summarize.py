@@ -19,6 +19,7 @@ from eabf_cli import SummarizeConfig, load_model, load_tokenizer, summarize
 from eabf_cli.core.patching import apply_eabf
 from eabf_cli.core.summarize import check, loading
 from eabf_cli.core.summarize.default_model import GGUF_FILE, HUB_MODEL, cached_model_path, default_model
+from eabf_cli.core.summarize.generation import Generator, Written
 from eabf_cli.core.summarize.window import choose_window
 from tests.conftest import Eabf
 from tests.core.test_gguf import write_gguf
@@ -172,6 +173,52 @@ def test_sections_are_summarized_on_request(eabf: Eabf, book: Path) -> None:
     assert f"section {value['num_sections']} of {value['num_sections']}" in result.stderr
     # The whole text was read.
     assert value["num_prompt_tokens"] > value["num_document_tokens"]
+
+
+def written(text: str, *, is_cut: bool = False, is_looping: bool = False) -> Written:
+    return Written(text=text, num_tokens=5, is_cut=is_cut, is_looping=is_looping)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_went_wrong_in_sections_is_told(
+    as_json: bool, eabf: Eabf, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [
+        written("- Round.", is_looping=True),
+        written("- Cut.", is_cut=True),
+        written(""),
+        written("", is_cut=True),
+    ]
+    sections = iter(kinds)
+
+    def write(*_: Any, description: str = "", **__: Any) -> Written:
+        return next(sections, written("- Sound.")) if description else written("- All.")
+
+    monkeypatch.setattr(Generator, "write", write)
+    result = eabf("summarize", book, "-m", "eabf-tiny", "--too-long", "map-reduce", *["--json"] * as_json, *FEW)
+    said = "1 went round in circles (their repeats are left off), 2 reached their limit of tokens, 2 are empty"
+    assert said in result.stderr
+    if as_json:
+        value = answer(result)
+        assert (value["summary"], value["looping"], value["cut"]) == ("- All.", True, False)
+        assert value["warnings"] == [f"of the summaries of {value['num_sections']} sections {said}"]
+    else:
+        assert result.stdout == ""
+
+
+def test_of_sections_without_any_summary_none_is_made(eabf: Eabf, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptions: list[str] = []
+
+    def write(*_: Any, description: str = "", **__: Any) -> Written:
+        descriptions.append(description)
+        return written("")
+
+    monkeypatch.setattr(Generator, "write", write)
+    result = eabf("summarize", book, "-m", "eabf-tiny", "--too-long", "map-reduce", "--json", *FEW)
+    value = answer(result)
+    assert value["summary"] == ""
+    assert len(descriptions) == value["num_sections"]
+    assert "the model wrote nothing" in result.stderr
 
 
 # ---- Models --------------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ def summarize(config: SummarizeConfig, *, on_text: OnText | None = None) -> dict
         `summary`, `num_pages`, `num_document_tokens`, `num_prompt_tokens` (given to the model in all),
         `num_generated_tokens`, `original_max_position_embeddings`, `window`, `factor`, `method` (None: not
         extended), `truncated`, `too_long` (what was done to make it fit, or None), `num_sections`, `cut` (the
-        limit of tokens came before the end), `looping`, `check`, `warnings`, `wall_s`, `prefill_tokens_per_s`,
-        `decode_tokens_per_s`, `peak_memory_gib`, `model`.
+        limit of tokens came before the end), `looping` (it, or the summary of a section), `check`, `warnings`,
+        `wall_s`, `prefill_tokens_per_s`, `decode_tokens_per_s`, `peak_memory_gib`, `model`.
 
     Raises:
         EabfError: what was refused.
@@ -94,18 +94,23 @@ def _summarize_one(
         if on_text is not None:
             on_text(document.source.name, piece)
 
+    parts: list[Written] = []
     if document.strategy == "map-reduce":
-        written = _summarize_sections(document, generator, config, show)
+        written, parts = _summarize_sections(document, generator, config, show)
     else:
         prompt_ids, start = document.prompt_ids(found.tokenizer), document.frame.answer_start
         written = generator.write(prompt_ids, config.max_new_tokens, start=start, on_text=show)
     _report(document, written)
+    about_parts = _describe_parts(parts)
+    for warning in about_parts:
+        logger.warning("%s: %s", document.source.name, warning)
     result = _plan_result(document, found) | {
+        "warnings": [*document.source.warnings, *about_parts],
         "summary": written.text,
         "num_prompt_tokens": generator.num_read,
         "num_generated_tokens": generator.num_written,
         "cut": written.is_cut,
-        "looping": written.is_looping,
+        "looping": written.is_looping or any(part.is_looping for part in parts),
         "prefill_tokens_per_s": _rate(generator.num_read, generator.read_s),
         "decode_tokens_per_s": _rate(generator.num_written, generator.write_s),
     }
@@ -119,12 +124,17 @@ def _summarize_one(
 
 def _summarize_sections(
     document: FittedDocument, generator: Generator, config: SummarizeConfig, show: Callable[[str], None]
-) -> Written:
-    """Summaries of the sections, and of those one summary, over as many levels as it takes."""
+) -> tuple[Written, list[Written]]:
+    """Summaries of the sections, and of those one summary, over as many levels as it takes.
+
+    Returns:
+        the summary, and the summaries of sections of all levels.
+    """
     tokenizer, window = generator.tokenizer, document.window
     joined_frame = summary_frame(tokenizer, config, of_parts=True)
     frame, sections = document.frame, list(document.sections)
     num_before = document.num_document_tokens
+    all_parts: list[Written] = []
     for _ in range(_MAX_LEVELS):
         parts = []
         for number, section in enumerate(sections, start=1):
@@ -136,12 +146,16 @@ def _summarize_sections(
                 start=frame.answer_start,
                 description=description,
             )
-            parts.append(part.text)
-        joined = "\n\n".join(part for part in parts if part)
+            parts.append(part)
+        all_parts += parts
+        joined = "\n\n".join(part.text for part in parts if part.text)
+        if not joined:
+            return Written(text="", num_tokens=0, is_cut=False, is_looping=False), all_parts
         ids = document_ids(tokenizer, joined)
         if len(joined_frame) + len(ids) + config.max_new_tokens <= window.size:
             start = joined_frame.answer_start
-            return generator.write(joined_frame.around(ids), config.max_new_tokens, start=start, on_text=show)
+            prompt_ids = joined_frame.around(ids)
+            return generator.write(prompt_ids, config.max_new_tokens, start=start, on_text=show), all_parts
         if len(ids) > 0.9 * num_before:
             break
         num_before, frame = len(ids), joined_frame
@@ -202,6 +216,17 @@ def _report(document: FittedDocument, written: Written) -> None:
         )
     if not written.text:
         logger.warning("%s: the model wrote nothing", document.source.name)
+
+
+def _describe_parts(parts: Sequence[Written]) -> list[str]:
+    """What went wrong in the summaries of sections, of which only the summary of all is shown."""
+    counts = {
+        "went round in circles (their repeats are left off)": sum(part.is_looping for part in parts),
+        "reached their limit of tokens": sum(part.is_cut for part in parts),
+        "are empty": sum(not part.text for part in parts),
+    }
+    told = [f"{count} {what}" for what, count in counts.items() if count]
+    return [f"of the summaries of {len(parts)} sections {', '.join(told)}"] if told else []
 
 
 def _rate(num_tokens: int, seconds: float) -> float | None:
