@@ -123,7 +123,7 @@ def _is_heading(part: str, kind: str) -> bool:
 
 def _without_references(paragraphs: Sequence[Paragraph], references: str) -> tuple[list[Paragraph], int]:
     """The paragraphs without the list of references, and how many words that had."""
-    cut = find_references(paragraphs) if references == "drop" else range(0)
+    cut = set(find_references(paragraphs)) if references == "drop" else set()
     num_words = sum(len(paragraphs[index].text.split()) for index in cut)
     return [paragraph for index, paragraph in enumerate(paragraphs) if index not in cut], num_words
 

@@ -98,3 +98,68 @@ def test_text_and_pages_of_the_web_too(tmp_path: Path, name: str, heading: str, 
     assert document.text.startswith("Words come first.")
     assert document.text.endswith("More words follow here.")
     assert document.num_reference_words > 40
+
+
+MORE = [
+    "[5] Q. Rinsol, S. Lo and K. Fugel, Phys. Rev. D 47, 777 (1935).",
+    "[6] P. Ostnep and H. Com, eds., The Mur of Bako (Lo Press, Fu, 1987).",
+    "[7] R. Kar, cond-mat/0506123 (2005).",
+]
+PROSE = " ".join(make_words(80, seed=1))
+APPENDIX = " ".join(make_words(60, seed=3))
+
+
+def numbered(form: str) -> list[str]:
+    return [form.format(entry[1]) + entry[4:] for entry in [*ENTRIES, *MORE]]
+
+
+@pytest.mark.parametrize("form", ["[{}] ", "{}. ", "{} ", "{}"])
+@pytest.mark.parametrize("behind", [[], ["Appendix A: Proofs", APPENDIX]], ids=["at the end", "before an appendix"])
+def test_a_list_without_a_heading_is_known_by_its_numbers_authors_and_years(
+    tmp_path: Path, form: str, behind: list[str]
+) -> None:
+    entries = numbered(form)
+    parts = ["1 Introduction", PROSE, *entries, *behind]
+    document = read(tmp_path, "a.txt", "\n\n".join(parts).encode())
+    assert document.text.split("\n\n") == ["1 Introduction", PROSE, *behind]
+    assert document.num_reference_words == len(" ".join(entries).split())
+    # Not a line of its own for each.
+    text = "\n\n".join(["1 Introduction", PROSE, "\n".join(entries), *behind])
+    assert read(tmp_path, "a.txt", text.encode()).text.split("\n\n") == ["1 Introduction", PROSE, *behind]
+
+
+def test_in_a_pdf_what_a_page_parts_goes_and_a_table_between_entries_stays(tmp_path: Path) -> None:
+    page, y = Page(), 720.0
+    for text in (PROSE, *numbered("[{}] ")[:4]):
+        before = len(page.lines)
+        page.put_column(text.split(), 72, y, 468)
+        y -= LEADING * 10 * (len(page.lines) - before) + 8
+    second, y = Page(), 720.0
+    for row in ("gel 1.5 2.5", "hom 3.5 4.5"):
+        for column, cell in enumerate(row.split()):
+            second.put(cell, 72 + 120 * column, y)
+        y -= 12
+    y -= 20
+    for text in (*numbered("[{}] ")[4:], "Appendix", APPENDIX):
+        before = len(second.lines)
+        second.put_column(text.split(), 72, y, 468)
+        y -= LEADING * 10 * (len(second.lines) - before) + 8
+    document = read(tmp_path, "a.pdf", build_pdf([page, second]))
+    assert document.text.split() == f"{PROSE} gel 1.5 2.5 hom 3.5 4.5 Appendix {APPENDIX}".split()
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [f"{number}. {' '.join(make_words(20, seed=number))}" for number in range(1, 9)],
+        [f"{number}. In {1990 + number} the gel of homint was found to be {number} murnep." for number in range(1, 9)],
+        [f"({number}) N. Ostper asked for more gel, and so did K. Murnep." for number in range(1, 9)],
+        # Too few, and one that does not begin with the first.
+        [f"[{number}] N. Ostper. A book of gel. 2019." for number in range(1, 4)],
+        [f"[{number}] N. Ostper. A book of gel. 2019." for number in range(7, 16)],
+    ],
+    ids=["prose", "years", "names", "few", "not from the first"],
+)
+def test_other_numbered_lists_stay(tmp_path: Path, items: list[str]) -> None:
+    text = "\n\n".join(["1 Introduction", PROSE, *items])
+    assert read(tmp_path, "a.txt", text.encode()).text == text
