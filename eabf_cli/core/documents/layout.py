@@ -21,13 +21,18 @@ _KNOWN_SHARE = 0.3
 def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tuple[list[Paragraph], list[str]]:
     """The paragraphs of a document, and warnings about its text.
 
+    A page with nothing but what repeats is left as it is, but for page numbers and for the stamps on scans.
+
     Args:
         pages: the pages to be read.
         beside: pages near them, which help to see what repeats at the edges.
     """
     lines = _find_lines(pages)
     around = zip([*pages, *beside], [*lines, *_find_lines(beside)], strict=True)
-    kept = without_running_heads(list(around))[: len(pages)]
+    kept = [
+        _own_lines(page, found, rest)
+        for page, found, rest in zip(pages, lines, without_running_heads(list(around)), strict=False)
+    ]
     steps = unfinished_steps(kept)
     blocks = []
     for number, page in enumerate(pages):
@@ -40,7 +45,7 @@ def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tup
         for page, found_blocks in zip(pages, blocks, strict=True)
         for paragraph in page_paragraphs(found_blocks, page.index, size)
     ]
-    return join_paragraphs(gather_labels(paragraphs)), [*_describe_empty(pages), *_describe_fonts(pages)]
+    return join_paragraphs(gather_labels(paragraphs)), [*_describe_empty(pages, kept), *_describe_fonts(pages)]
 
 
 def _find_lines(pages: Sequence[PageWords]) -> list[list[Line]]:
@@ -53,8 +58,19 @@ def _find_lines(pages: Sequence[PageWords]) -> list[list[Line]]:
     return [find_lines(page.words, found) for page, found in zip(pages, gutters, strict=True)]
 
 
-def _describe_empty(pages: Sequence[PageWords]) -> list[str]:
-    empty = [page.index + 1 for page in pages if not page.words]
+def _own_lines(page: PageWords, lines: Sequence[Line], rest: list[Line]) -> list[Line]:
+    """A page's lines without running heads, if they are text of its own; all where it has no others.
+
+    Args:
+        rest: the lines that are no running heads.
+    """
+    if page.is_picture and not page.has_letters:
+        return []
+    return rest or ([] if page.is_picture or not page.has_letters else list(lines))
+
+
+def _describe_empty(pages: Sequence[PageWords], kept: Sequence[Sequence[Line]]) -> list[str]:
+    empty = [page.index + 1 for page, lines in zip(pages, kept, strict=True) if not lines and not page.across]
     if not empty:
         return []
     listed = ", ".join(map(str, empty[:_LISTED_PAGES])) + (", ..." if len(empty) > _LISTED_PAGES else "")

@@ -68,7 +68,7 @@ def read_pdf(
     Raises:
         DocumentError: the file is damaged, or has no page.
         LockedDocumentError: it is encrypted.
-        NoTextError: no page has a text layer.
+        NoTextError: no page has a text layer, or one with more than page numbers and stamps.
         DocumentTooLongError: by an estimate.
         InvalidConfigError: there is no such page.
     """
@@ -86,6 +86,8 @@ def read_pdf(
         beside = [read_words(document, index) for index in _beside(chosen, num_pages)]
         title = document.get_metadata_value("Title").strip()
     paragraphs, warnings = lay_out(read, beside)
+    if not paragraphs:
+        raise NoTextError(_describe_no_text(name, len(chosen)))
     return PdfText(paragraphs, len(chosen), num_pages, None if title.lower() in _NO_TITLES else title, tuple(warnings))
 
 
@@ -98,7 +100,8 @@ def check_pdf(source: Path | bytes, name: str, *, password: str | None = None) -
     from eabf_cli.core.documents.words import read_words
 
     with _open(source, name, password) as document:
-        if not any(read_words(document, index).words for index in range(len(document))):
+        pages = (read_words(document, index) for index in range(len(document)))
+        if not any(page.has_letters or (page.words and not page.is_picture) for page in pages):
             raise NoTextError(_describe_no_text(name, len(document)))
 
 

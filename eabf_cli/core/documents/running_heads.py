@@ -75,7 +75,7 @@ def without_running_heads(pages: Sequence[_Page]) -> list[list[Line]]:
     heads |= _with_outer_number(texts) | _repeated(texts, offsets)
     heads |= _in_their_place(texts, heads, len(pages))
     dropped = {id(edge.line) for edge in heads}
-    return [[line for line in lines if id(line) not in dropped] or list(lines) for _, lines in pages]
+    return [[line for line in lines if id(line) not in dropped] for _, lines in pages]
 
 
 def _find_edges(pages: Sequence[_Page]) -> Iterator[_Edge]:

@@ -21,12 +21,16 @@ LINE_END_HYPHEN = "\u00ad"
 
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 _INVISIBLE = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
+_MARKED = re.compile("\\w[\u0300-\u036f]+")
 # What PDFium gives for a hyphen at a line's end, if FPDFText_IsHyphen says so; elsewhere it is a font's code.
 _HYPHEN_CODE = 2
 _BOLD_NAME = re.compile(r"bold|black|heavy|semibd|cmbx|sfbx|-medi(?!um)", re.IGNORECASE)
 _BOLD_WEIGHT = 650
 # A space is at least this part of the font's size.
 _SPACE = 0.15
+# What a library stamps onto a scan has so many words at most.
+_STAMP_WORDS = 60
+_PICTURE_SHARE = 0.5
 _TABLE_WORDS = 20
 _TABLE_LINES = 4
 
@@ -61,6 +65,7 @@ class PageWords:
         width, height: its sides, when turned so that they run from left to right.
         across: other words, each group turned as if it were a page; stamps in the margin and the labels of axes are
             not among them.
+        is_picture: a picture covers most of it, as on a scan.
     """
 
     index: int
@@ -68,6 +73,11 @@ class PageWords:
     width: float
     height: float
     across: tuple[list[Word], ...] = ()
+    is_picture: bool = False
+
+    @property
+    def has_letters(self) -> bool:
+        return any(character.isalpha() for word in self.words for character in word.text)
 
 
 def read_words(document: Any, index: int) -> PageWords:
@@ -81,6 +91,8 @@ def read_words(document: Any, index: int) -> PageWords:
         by_angle: dict[int, list[Word]] = defaultdict(list)
         for word in _words(layer):
             by_angle[word.angle].append(word)
+        # Looking at each picture of a page takes time, and a scan with more text has a text layer.
+        is_picture = sum(map(len, by_angle.values())) <= _STAMP_WORDS and _has_large_picture(page)
     finally:
         layer.close()
         page.close()
@@ -88,7 +100,18 @@ def read_words(document: Any, index: int) -> PageWords:
     turned = {angle: _turned(words, angle, width, height) for angle, words in by_angle.items()}
     across = tuple(words for angle, words in turned.items() if angle != main and _is_table(words))
     sides = (height, width) if main % 180 else (width, height)
-    return PageWords(index, turned.get(main, []), *sides, across)
+    return PageWords(index, turned.get(main, []), *sides, across, is_picture)
+
+
+def _has_large_picture(page: Any) -> bool:
+    from pypdfium2 import raw
+
+    page_area = page.get_width() * page.get_height()
+    for picture in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE]):
+        left, bottom, right, top = picture.get_bounds()
+        if (right - left) * (top - bottom) >= _PICTURE_SHARE * page_area:
+            return True
+    return False
 
 
 def clean_characters(text: str) -> str:
@@ -98,7 +121,8 @@ def clean_characters(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    text = unicodedata.normalize("NFC", text.translate(_LIGATURES).translate(_INVISIBLE))
+    text = text.translate(_LIGATURES).translate(_INVISIBLE)
+    text = _MARKED.sub(lambda marked: unicodedata.normalize("NFC", marked[0]), text)
     return "".join("\ufffd" if unicodedata.category(character) in ("Cc", "Cn") else character for character in text)
 
 

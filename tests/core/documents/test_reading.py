@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -50,16 +51,50 @@ def zip_of(*members: str) -> bytes:
     return buffer.getvalue()
 
 
-def picture_pdf(num_pages: int) -> bytes:
+def picture_pdf(num_pages: int, *, stamps: Sequence[str] = (), written: Sequence[int] = ()) -> bytes:
+    """Pictures as large as the page, with a few words of text on each; `{}` is the page's number, `{word}` its word.
+
+    Args:
+        written: pages (from 1) of text instead.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
     canvas = Canvas(buffer, invariant=True)
-    for _ in range(num_pages):
-        canvas.drawImage(ImageReader(Image.new("RGB", (40, 40), "gray")), 0, 0, 595, 842)
+    for number in range(1, num_pages + 1):
+        if number in written:
+            canvas.drawString(72, 500, f"Words of page {number} of murnep.")
+        else:
+            canvas.drawImage(ImageReader(Image.new("RGB", (40, 40), "gray")), 0, 0, 595, 842)
+        for row, stamp in enumerate(stamps):
+            canvas.drawString(290, 20 + 14 * row, stamp.format(number + 6, word=make_words(1, seed=number)[0]))
         canvas.showPage()
     canvas.save()
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("num_pages", [1, 2, 8])
+@pytest.mark.parametrize("stamps", [["{}"], ["Digitized by Gel", "- {} -"]], ids=["page numbers", "stamps"])
+def test_a_scan_with_page_numbers_has_no_text_layer(tmp_path: Path, num_pages: int, stamps: list[str]) -> None:
+    if num_pages == 1 and len(stamps) > 1:
+        # Of one page it cannot be told from a caption.
+        assert read_document(write(tmp_path / "a.pdf", picture_pdf(1, stamps=stamps))).text
+        return
+    path = write(tmp_path / "a.pdf", picture_pdf(num_pages, stamps=stamps))
+    with pytest.raises(NoTextError, match="no text layer"):
+        read_document(path)
+
+
+def test_scanned_pages_with_page_numbers_among_others_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pdf", picture_pdf(4, stamps=["{}"], written=(1, 3)))
+    document = read_document(path)
+    assert document.text.split("\n\n") == ["Words of page 1 of murnep.", "Words of page 3 of murnep."]
+    assert "2 of 4 pages have no text (pages 2, 4)" in document.warnings[0]
+
+
+def test_words_on_a_picture_that_differ_are_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pdf", picture_pdf(3, stamps=["{}", "Picture of {word}"]))
+    assert read_document(path).text.count("Picture of") == 3
 
 
 @pytest.mark.parametrize(
