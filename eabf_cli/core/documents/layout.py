@@ -11,6 +11,7 @@ from eabf_cli.core.documents.overlays import unfinished_steps
 from eabf_cli.core.documents.paragraph import Paragraph
 from eabf_cli.core.documents.paragraphs import body_size, gather_labels, join_paragraphs, page_paragraphs
 from eabf_cli.core.documents.reading_order import find_blocks
+from eabf_cli.core.documents.right_to_left import describe_right_to_left
 from eabf_cli.core.documents.running_heads import without_running_heads
 from eabf_cli.core.documents.words import PageWords
 
@@ -45,7 +46,8 @@ def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tup
         for page, found_blocks in zip(pages, blocks, strict=True)
         for paragraph in page_paragraphs(found_blocks, page.index, size)
     ]
-    return join_paragraphs(gather_labels(paragraphs)), [*_describe_empty(pages, kept), *_describe_fonts(pages)]
+    warnings = [*_describe_empty(pages, kept), *_describe_fonts(pages), *describe_right_to_left(pages)]
+    return join_paragraphs(gather_labels(paragraphs)), warnings
 
 
 def _find_lines(pages: Sequence[PageWords]) -> list[list[Line]]:

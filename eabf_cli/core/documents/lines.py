@@ -9,6 +9,7 @@ from statistics import median
 
 import numpy as np
 
+from eabf_cli.core.documents.right_to_left import in_leftward_order, is_leftward_line, is_leftward_text
 from eabf_cli.core.documents.words import LINE_END_HYPHEN, Word
 
 # In ems, the size of the page's commonest font. A strip of white that columns leave is at least this wide, and ...
@@ -37,10 +38,12 @@ class Line:
 
     Attributes:
         columns: between which gutters it lies: (gutter, side) for each that runs beside it.
+        is_leftward: it is read from right to left.
     """
 
     words: list[Word]
     columns: tuple[tuple[int, int], ...] = ()
+    is_leftward: bool = False
     left: float = field(init=False)
     right: float = field(init=False)
     baseline: float = field(init=False)
@@ -60,11 +63,13 @@ class Line:
 
     @property
     def text(self) -> str:
-        """The words apart by spaces; cells of a table by two."""
+        """The words in the order in which they are read, apart by spaces; cells of a table by two."""
         is_row = self.is_row
-        parts = [self.words[0].text]
-        for before, word in pairwise(self.words):
-            is_cell = is_row and word.left - before.right > _CELL_GAP * self.size
+        words = in_leftward_order(self.words) if self.is_leftward else self.words
+        parts = [words[0].text]
+        for before, word in pairwise(words):
+            gap = max(word.left - before.right, before.left - word.right)
+            is_cell = is_row and gap > _CELL_GAP * self.size
             parts += ["  " if is_cell else " ", word.text]
         return "".join(parts)
 
@@ -131,7 +136,9 @@ def find_lines(words: Sequence[Word], gutters: Sequence[Gutter]) -> list[Line]:
         )
 
     lines = _joined([Line(piece) for piece in _pieces(words, is_joined)], is_joined)
+    on_leftward_page = is_leftward_text(words)
     for line in lines:
+        line.is_leftward = is_leftward_line(line.words, on_leftward_page=on_leftward_page)
         line.columns = tuple(_sides(line, gutters))
     return lines
 

@@ -19,7 +19,9 @@ from eabf_cli.core.documents.broken_fonts import without_foreign_signs
 
 LINE_END_HYPHEN = "\u00ad"
 
-_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
+# The Latin ligatures, and the shapes that letters of Hebrew and Arabic take in words.
+_SHAPES = (*range(0xFB00, 0xFB07), *range(0xFB1D, 0xFDFC), *range(0xFE70, 0xFEFD))
+_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in _SHAPES}
 _INVISIBLE = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
 _MARKED = re.compile("\\w[\u0300-\u036f]+")
 # What PDFium gives for a hyphen at a line's end, if FPDFText_IsHyphen says so; elsewhere it is a font's code.
