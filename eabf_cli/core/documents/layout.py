@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from eabf_cli.core.documents.broken_fonts import describe_broken_fonts
+from eabf_cli.core.documents.line_numbers import without_line_numbers
 from eabf_cli.core.documents.lines import Line, find_gutters, find_lines
 from eabf_cli.core.documents.overlays import unfinished_steps
 from eabf_cli.core.documents.paragraph import Paragraph
@@ -28,6 +29,8 @@ def lay_out(pages: Sequence[PageWords], beside: Sequence[PageWords] = ()) -> tup
         pages: the pages to be read.
         beside: pages near them, which help to see what repeats at the edges.
     """
+    counted = without_line_numbers([*pages, *beside])
+    pages, beside = counted[: len(pages)], counted[len(pages) :]
     lines = _find_lines(pages)
     around = zip([*pages, *beside], [*lines, *_find_lines(beside)], strict=True)
     kept = [
