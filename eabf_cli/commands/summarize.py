@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from eabf_cli import options, output
 from eabf_cli.core.errors import InvalidConfigError, OutputExistsError
@@ -44,7 +45,7 @@ summary_options = options.bundle(
         "--prompt",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         metavar="FILE",
-        help="An own request instead, with {text} where the document goes.",
+        help="An own request instead of --style and --language, with {text} where the document goes.",
     ),
     click.option(
         "--max-new-tokens",
@@ -84,7 +85,9 @@ file_options = options.bundle(
 @file_options
 @options.common_options
 @click.pass_context
-def summarize(ctx: click.Context, files: tuple[str, ...], as_json: bool, output_file: Path | None, **values: Any) -> None:
+def summarize(
+    ctx: click.Context, files: tuple[str, ...], as_json: bool, output_file: Path | None, **values: Any
+) -> None:
     """Summarize documents: PDF, text, Markdown or HTML; - is standard input.
 
     The model is SmolLM2-135M-Instruct unless -m names another: a chat model, a base model, or the folder of a
@@ -99,6 +102,7 @@ def summarize(ctx: click.Context, files: tuple[str, ...], as_json: bool, output_
       eabf summarize book.pdf --pages 1-300 --too-long map-reduce -o book.txt
       eabf summarize notes.md page.html --json
     """
+    values = _prompt_alone(ctx, values)
     if values.pop("text_only"):
         _print_texts(files, values, output_file, as_json=as_json)
         return
@@ -168,6 +172,25 @@ def _config(files: tuple[str, ...], values: dict[str, Any]) -> SummarizeConfig:
         show_progress=output.is_interactive(),
         **values,
     )
+
+
+def _prompt_alone(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """The values without what --prompt takes the place of.
+
+    Raises:
+        click.UsageError: both are given, unless the prompt's flag goes over a configuration file's style.
+    """
+    if values["prompt"] is None:
+        return values
+    flag = ctx.get_parameter_source("prompt") is ParameterSource.COMMANDLINE
+    weaker = (ParameterSource.DEFAULT, *[ParameterSource.DEFAULT_MAP] * flag)
+    given = [f"--{name}" for name in ("style", "language") if ctx.get_parameter_source(name) not in weaker]
+    if given:
+        raise click.UsageError(
+            f"--prompt takes the place of {' and '.join(given)}: leave {'them' if len(given) > 1 else 'it'} out, and say "
+            "it in the file"
+        )
+    return values | {"style": SummarizeConfig.style, "language": None}
 
 
 def _read_prompt(path: Path) -> str:

@@ -16,6 +16,7 @@ from click.testing import Result
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from eabf_cli import SummarizeConfig, load_model, load_tokenizer, summarize
+from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.patching import apply_eabf
 from eabf_cli.core.summarize import check, loading
 from eabf_cli.core.summarize.default_model import GGUF_FILE, HUB_MODEL, cached_model_path, default_model
@@ -316,6 +317,34 @@ def test_an_own_prompt_replaces_the_request(eabf: Eabf, notes: Path, workdir: Pa
     assert own["num_prompt_tokens"] < plain["num_prompt_tokens"]
     (workdir / "prompt.txt").write_text("no field")
     assert "{text}" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "--prompt", "prompt.txt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--style", "bullets"], "--style"),
+        (["--language", "German"], "--language"),
+        (["--style", "paragraph", "--language", "German"], "--style and --language"),
+    ],
+)
+def test_a_prompt_beside_style_or_language_is_wrong_usage(
+    arguments: list[str], named: str, eabf: Eabf, notes: Path, workdir: Path
+) -> None:
+    (workdir / "prompt.txt").write_text("Text: {text}\nTitle:")
+    result = eabf("summarize", notes, "-m", "eabf-tiny", "--prompt", "prompt.txt", *arguments)
+    assert result.exit_code == 2
+    assert f"--prompt takes the place of {named}" in " ".join(result.stderr.split())
+    with pytest.raises(InvalidConfigError, match="prompt"):
+        SummarizeConfig(files=(notes,), prompt="{text}", style="paragraph")
+
+
+def test_a_prompt_on_the_command_line_goes_over_a_style_in_a_file(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    (workdir / "prompt.txt").write_text("Text: {text}\nTitle:")
+    (workdir / "c.toml").write_text('style = "paragraph"\n')
+    own = ("--dry-run", "--json", "-m", "eabf-tiny", "--prompt", "prompt.txt")
+    assert answer(eabf("summarize", notes, "--config", "c.toml", *own)) == answer(eabf("summarize", notes, *own))
+    (workdir / "c.toml").write_text('style = "paragraph"\nprompt = "prompt.txt"\n')
+    assert eabf("summarize", notes, "-m", "eabf-tiny", "--config", "c.toml").exit_code == 2
 
 
 @pytest.mark.parametrize(

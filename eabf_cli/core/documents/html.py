@@ -5,28 +5,20 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+from eabf_cli.core.documents.open_elements import BLOCKS, HEADINGS, Element, OpenElements
 from eabf_cli.core.documents.paragraph import Paragraph
 
 # fmt: off
 _HIDDEN = frozenset(
     (
-        "script", "style", "nav", "head", "template", "noscript", "svg", "math", "iframe", "object", "select",
+        "script", "style", "head", "template", "noscript", "svg", "math", "iframe", "object", "select",
         "button", "label", "dialog", "canvas", "audio", "video",
     )
 )
-_BLOCKS = frozenset(
-    (
-        "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "div", "dl", "dt",
-        "fieldset", "figcaption", "figure", "footer", "header", "hr", "html", "legend", "li", "main", "ol", "p",
-        "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul",
-    )
-)
 # fmt: on
-_HEADINGS = frozenset(f"h{level}" for level in range(1, 7))
-_VOID = frozenset(
-    ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr")
-)
 _CELLS = frozenset(("td", "th"))
+# A menu; where its end is missing, what follows is the page.
+_MENU = "nav"
 
 
 def read_html(text: str) -> tuple[list[Paragraph], str | None]:
@@ -44,30 +36,28 @@ class _VisibleText(HTMLParser):
         self.paragraphs: list[Paragraph] = []
         self.title: list[str] = []
         self._text: list[str] = []
-        # The open elements that hide what is in them, innermost last.
-        self._hidden: list[str] = []
+        self._elements = OpenElements()
         self._is_title = False
         self._is_heading = False
         self._num_pre = 0
         self._lists: list[int | None] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "title" and not any(hidden != "head" for hidden in self._hidden):
-            self._is_title = True
         attributes = dict(attrs)
-        hides = tag in _HIDDEN or "hidden" in attributes or attributes.get("aria-hidden") == "true"
+        self._elements.begin(tag)
+        if tag == "title" and not self._elements.is_hidden_but_for("head"):
+            self._is_title = True
         if tag == "math" and attributes.get("alttext"):
             self._add(f" {attributes['alttext']} ")
-        if tag == "body":
-            # A head need not be closed.
-            self._hidden = [hidden for hidden in self._hidden if hidden != "head"]
-        if not self._hidden and (tag in _BLOCKS or tag in _HEADINGS):
+        was_hidden = self._elements.is_hidden
+        if not was_hidden and (tag in BLOCKS or tag in HEADINGS) and tag not in _CELLS:
             self.end_paragraph()
-        if self._hidden or hides:
-            if tag not in _VOID and (hides or tag == self._hidden[-1]):
-                self._hidden.append(tag)
+        hides = tag in _HIDDEN or "hidden" in attributes or attributes.get("aria-hidden") == "true"
+        mark = (len(self.paragraphs), len(self._lists)) if tag == _MENU else None
+        self._elements.push(Element(tag, hides, mark))
+        if was_hidden or hides:
             return
-        if tag in _HEADINGS:
+        if tag in HEADINGS:
             self._is_heading = True
         elif tag == "pre":
             self._num_pre += 1
@@ -83,14 +73,16 @@ class _VisibleText(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "title":
             self._is_title = False
-        if self._hidden:
-            if tag in self._hidden:
-                # Elements inside that were not closed end with it.
-                del self._hidden[len(self._hidden) - 1 - self._hidden[::-1].index(tag) :]
-            return
-        if tag in _BLOCKS or tag in _HEADINGS:
+        was_hidden = self._elements.is_hidden
+        if not was_hidden and (tag in BLOCKS or tag in HEADINGS) and tag not in _CELLS:
             self.end_paragraph()
-        if tag in _HEADINGS:
+        element = self._elements.end(tag)
+        if element is not None and element.mark is not None and not was_hidden:
+            num_paragraphs, num_lists = element.mark
+            del self.paragraphs[num_paragraphs:], self._lists[num_lists:]
+        if was_hidden:
+            return
+        if tag in HEADINGS:
             self._is_heading = False
         elif tag == "pre":
             self._num_pre = max(self._num_pre - 1, 0)
@@ -100,7 +92,7 @@ class _VisibleText(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._is_title:
             self.title.append(data)
-        elif not self._hidden:
+        elif not self._elements.is_hidden:
             self._add(data if self._num_pre else re.sub(r"[ \t\n\r\f]+", " ", data))
 
     def _add(self, text: str) -> None:

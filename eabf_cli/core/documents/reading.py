@@ -18,7 +18,10 @@ from eabf_cli.core.errors import InvalidConfigError
 # A text file of fewer bytes is read before its words are counted.
 _BYTES_WITHOUT_ESTIMATE = 2**25
 _BYTES_PER_WORD = 20
-_CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+# Vertical tabs and form feeds part words as spaces do.
+_CONTROL = {
+    code: " " if chr(code).isspace() else None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 _MARKDOWN_HEADING = re.compile(r"#{1,6}\s+\S")
 _RULED_HEADING = re.compile(r"[^\n]+\n(?:=+|-+)\s*")

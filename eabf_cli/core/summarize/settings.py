@@ -123,3 +123,5 @@ class SummarizeConfig:
                 f"the prompt must contain {TEXT_FIELD} once, where the document goes; "
                 f"it has it {self.prompt.count(TEXT_FIELD)} times"
             )
+        if self.prompt is not None and (self.language is not None or self.style != type(self).style):
+            raise InvalidConfigError("a prompt takes the place of style and language: leave them out, or the prompt")

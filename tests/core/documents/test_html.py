@@ -67,3 +67,34 @@ def test_the_title_is_the_head_s() -> None:
     html = "<html><head><title> On\n Gel </title></head><body><svg><title>icon</title></svg>x</body></html>"
     assert read_html(html)[1] == "On Gel"
     assert read_html("<p>x</p>")[1] is None
+
+
+@pytest.mark.parametrize(
+    ("html", "shown"),
+    [
+        ("<body><p hidden>secret<p>one</p><p>two</p></body>", ["one", "two"]),
+        ("<div><p hidden>secret</div><p>one", ["one"]),
+        ("<div><span hidden>secret</div>one", ["one"]),
+        ("<p>zero <b hidden>secret<p>one", ["zero", "one"]),
+        ("<ul><li hidden>secret<li>one<li>two</ul>", ["- one", "- two"]),
+        ("<ul><li hidden>secret<ul><li>more</ul><li>one</ul>", ["- one"]),
+        ("<dl><dt hidden>secret<dd>one</dl>", ["one"]),
+        ("<table><tr hidden><td>secret<td>more<tr><td>one<td>two</table>", ["one  two"]),
+        ("<table><tr><td hidden>secret<td>one</table>", ["one"]),
+        ("<table hidden><tr><td>secret</table>one", ["one"]),
+        ("<h2 hidden>secret</h2><h2>one</h2>", ["one"]),
+        ("<select><option>secret<option>more</select><p>one", ["one"]),
+        ("<head><title>T</title><script>secret</script><p>one", ["one"]),
+        ("<div hidden><p>secret</b></i></span> still</div>one", ["one"]),
+        # As browsers do: without an end tag the rest is in it.
+        ("<p>zero</p><div hidden>secret<p>more", ["zero"]),
+    ],
+)
+def test_hidden_elements_end_where_html_ends_them(html: str, shown: list[str]) -> None:
+    assert texts(html) == shown
+
+
+def test_a_menu_without_an_end_is_the_page() -> None:
+    assert texts("<body><nav><a>menu</a><p>one</body>") == ["menu", "one"]
+    assert texts("<body><nav><ul><li>menu</ul></nav><p>one<nav>more</nav>two") == ["one", "two"]
+    assert texts("<body><div><nav><ul><li>menu</div><ol><li>one</ol>") == ["- menu", "1. one"]

@@ -73,6 +73,13 @@ def picture_pdf(num_pages: int, *, stamps: Sequence[str] = (), written: Sequence
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\n\x0c", "\x1c", "\x85"])
+def test_words_that_a_control_character_parts_stay_apart(tmp_path: Path, separator: str) -> None:
+    document = read_document(write(tmp_path / "a.txt", f"One{separator}two.".encode()))
+    assert document.text.split() == ["One", "two."]
+    assert not set(document.text) - set("One two.\n")
+
+
 @pytest.mark.parametrize("num_pages", [1, 2, 8])
 @pytest.mark.parametrize("stamps", [["{}"], ["Digitized by Gel", "- {} -"]], ids=["page numbers", "stamps"])
 def test_a_scan_with_page_numbers_has_no_text_layer(tmp_path: Path, num_pages: int, stamps: list[str]) -> None:
