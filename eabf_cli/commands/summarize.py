@@ -187,8 +187,7 @@ def _prompt_alone(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
     given = [f"--{name}" for name in ("style", "language") if ctx.get_parameter_source(name) not in weaker]
     if given:
         raise click.UsageError(
-            f"--prompt takes the place of {' and '.join(given)}: leave {'them' if len(given) > 1 else 'it'} out, and say "
-            "it in the file"
+            f"--prompt takes the place of {' and '.join(given)}: say in the file what they would, and leave them out"
         )
     return values | {"style": SummarizeConfig.style, "language": None}
 
