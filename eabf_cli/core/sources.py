@@ -136,7 +136,7 @@ def _find(name: str, revision: str | None, with_weights: bool, *, is_base: bool)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
             f"model {name!r} was not found: it is no folder, no GGUF file and no Hub id (owner/name); "
-            f"without -m the demo model {DEMO_MODEL!r} is used"
+            "give one of these, or leave out -m for the command's default"
         )
     return _from_hub(name, revision, with_weights)
 

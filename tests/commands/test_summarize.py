@@ -16,6 +16,7 @@ from click.testing import Result
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from eabf_cli import SummarizeConfig, load_model, load_tokenizer, summarize
+from eabf_cli.core.documents import words
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.patching import apply_eabf
 from eabf_cli.core.summarize import check, loading
@@ -23,6 +24,7 @@ from eabf_cli.core.summarize.default_model import GGUF_FILE, HUB_MODEL, cached_m
 from eabf_cli.core.summarize.generation import Generator, Written
 from eabf_cli.core.summarize.window import choose_window
 from tests.conftest import Eabf
+from tests.core.documents.pdf_builder import Page, build_pdf, make_words
 from tests.core.test_gguf import write_gguf
 from tests.fork_server import ForkServer
 from tests.tiny_llama import WINDOW, tiny_llama, write_tiny_llama
@@ -145,6 +147,16 @@ def test_a_dry_run_loads_no_weights(eabf: Eabf, notes: Path, monkeypatch: pytest
     assert (value["summary"], value["window"], value["method"]) == (None, 1024, "eabf")
 
 
+@pytest.mark.parametrize("option", [("--factor", "4"), ("--max-length", "2048"), ("--rebase",)])
+def test_a_document_that_fits_is_read_without_the_extension_asked_for(
+    option: tuple[str, ...], eabf: Eabf, notes: Path
+) -> None:
+    result = eabf("summarize", notes, "-m", "eabf-tiny", "--json", "--dry-run", *option, *FEW)
+    value = answer(result)
+    assert (value["window"], value["method"]) == (512, None)
+    assert "window 512, which is enough: nothing is extended" in result.stderr
+
+
 # ---- Too long ------------------------------------------------------------------------------------
 
 
@@ -156,6 +168,33 @@ def test_a_document_that_does_not_fit_is_refused_before_the_weights(
     assert "a long böok.txt" in said
     assert "--factor 16" in said
     assert "map-reduce" in said
+
+
+def test_a_pdf_of_hundreds_of_pages_is_refused_by_a_sample(
+    eabf: Eabf, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = []
+    for number in range(210):
+        page = Page()
+        page.put_column(make_words(60, seed=number % 9), 72, 700, 400)
+        pages.append(page)
+    (workdir / "book.pdf").write_bytes(build_pdf(pages))
+    read: list[int] = []
+    original = words.read_words
+
+    def read_words(document: Any, index: int) -> Any:
+        read.append(index)
+        return original(document, index)
+
+    monkeypatch.setattr(words, "read_words", read_words)
+    said = refusal(eabf("summarize", "book.pdf", "-m", "eabf-tiny", *FEW))
+    assert "book.pdf has 210 pages with about 12,600 words" in said
+    assert "2,048 tokens" in said
+    assert "--factor" in said
+    assert len(read) < 30
+    # It is only too long for this window.
+    assert answer(eabf("summarize", "book.pdf", "--text-only", "--json"))["num_pages"] == 210
+    assert "12,600" not in refusal(eabf("summarize", "book.pdf", "-m", "eabf-tiny", "--pages", "1-190", *FEW))
 
 
 def test_the_middle_is_left_out_on_request(eabf: Eabf, book: Path) -> None:
@@ -352,6 +391,10 @@ def test_a_prompt_on_the_command_line_goes_over_a_style_in_a_file(eabf: Eabf, no
     [
         (["missing.txt", "-m", "eabf-tiny"], "missing.txt"),
         (["notes.txt", "-m", "nothing-here"], "nothing-here"),
+        (["notes.txt", "-m", "./nothing-here"], "leave out -m for the command's default"),
+        (["notes.txt", "-m", "eabf-tiny", "--factor", "1"], "factor must be greater than 1"),
+        (["notes.txt", "-m", "eabf-tiny", "--max-length", "300"], "does not extend"),
+        (["--text-only", "-", "-"], "read once only"),
         (["notes.txt", "-m", "eabf-tiny", "--temperature", "0"], "temperature"),
         (["notes.txt", "-m", "eabf-tiny", "--max-new-tokens", "5000"], "--max-new-tokens"),
         (["notes.txt", "-m", "eabf-tiny", "--device", "cuda:99"], "cuda:99"),
@@ -440,6 +483,22 @@ finally:
     )
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == "False"
+
+
+def test_an_interrupt_while_the_command_is_imported_leaves_cleanly() -> None:
+    script = """
+import sys
+from importlib.abc import MetaPathFinder
+class Interrupted(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "eabf_cli.commands.summarize":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from eabf_cli.__main__ import run
+run()
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "Interrupted.\n")
 
 
 def test_an_interrupt_leaves_cleanly(fork_server: ForkServer, notes: Path, workdir: Path) -> None:

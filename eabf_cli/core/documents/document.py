@@ -23,13 +23,17 @@ class DocumentTooLongError(DocumentError):
     """A document has more words than asked for.
 
     Attributes:
+        name: what messages call it.
         num_pages: the pages that were to be read; None for a document without pages.
         num_words: how many words they hold; an estimate from a sample if `is_estimate`.
+        max_words: how many were asked for.
     """
 
     def __init__(self, name: str, *, num_pages: int | None, num_words: int, max_words: int, is_estimate: bool) -> None:
+        self.name = name
         self.num_pages = num_pages
         self.num_words = num_words
+        self.max_words = max_words
         self.is_estimate = is_estimate
         pages = "" if num_pages is None else f"{num_pages:,} pages with "
         about = "about " if is_estimate else ""

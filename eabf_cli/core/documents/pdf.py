@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +25,12 @@ _PDFIUM_LOCK = threading.Lock()
 
 # Of more pages than this, a sample tells whether they are too long to be read.
 _PAGES_WITHOUT_SAMPLE = 50
+_PAGES_WITHOUT_BOUND = 200
 _SAMPLE_PAGES = 5
+_BOUND_SAMPLE_PAGES = 20
 # An estimate is that much off at most, or the exact number decides.
 _ESTIMATE_ERROR = 1.25
-# How near its end a file says "%%EOF"; some have a few bytes of other things behind it.
-_TAIL_BYTES = 4096
+_OBJECT = re.compile(rb"\d+\s+\d+\s+obj\b")
 # Of fewer pages than this, some beside them are looked at for what repeats at their edges.
 _PAGES_FOR_EDGES = 5
 # What programs write when nobody gave a title.
@@ -56,6 +59,7 @@ def read_pdf(
     pages: str | None = None,
     password: str | None = None,
     max_words: int | None = None,
+    max_sample_words: int | None = None,
 ) -> PdfText:
     """Read some pages of a PDF, or all.
 
@@ -64,6 +68,7 @@ def read_pdf(
         name: what messages call it.
         pages: see `page_ranges.parse_page_ranges`.
         max_words: refuse many pages whose sample tells of more words.
+        max_sample_words: the same for hundreds of pages, which take long to read; a smaller number.
 
     Raises:
         DocumentError: the file is damaged, or has no page.
@@ -79,7 +84,9 @@ def read_pdf(
         num_pages = len(document)
         chosen = parse_page_ranges(pages, num_pages, name)
         if max_words is not None and len(chosen) > _PAGES_WITHOUT_SAMPLE:
-            _check_length(document, chosen, name, max_words)
+            _check_length(document, chosen, name, max_words, _SAMPLE_PAGES)
+        if max_sample_words is not None and len(chosen) > _PAGES_WITHOUT_BOUND:
+            _check_length(document, chosen, name, max_sample_words, _BOUND_SAMPLE_PAGES)
         read = [read_words(document, index) for index in chosen]
         if not any(page.words for page in read):
             raise NoTextError(_describe_no_text(name, len(chosen)))
@@ -125,12 +132,20 @@ def _open(source: Path | bytes, name: str, password: str | None) -> Iterator[Any
 
 
 def _has_end(source: Path | bytes) -> bool:
-    # PDFium opens what is there of a file that is cut off.
+    """Whether a file's last object is followed by "%%EOF"; other things may stand behind that.
+
+    PDFium opens what is there of a file that is cut off, and one that is made for the web has such a mark at its
+    beginning, too.
+    """
     if isinstance(source, bytes):
-        return b"%%EOF" in source[-_TAIL_BYTES:]
-    with source.open("rb") as file:
-        file.seek(max(source.stat().st_size - _TAIL_BYTES, 0))
-        return b"%%EOF" in file.read()
+        return _ends_with_mark(source)
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _ends_with_mark(content)
+
+
+def _ends_with_mark(content: bytes | mmap.mmap) -> bool:
+    mark = content.rfind(b"%%EOF")
+    return mark >= 0 and _OBJECT.search(content[mark:]) is None
 
 
 def _refusal(source: Path | bytes, name: str, password: str | None) -> DocumentError:
@@ -160,12 +175,12 @@ def _describe_no_text(name: str, num_pages: int) -> str:
     return f"{name} has no text layer ({pages}, a scan?), and OCR is out of scope: run it through an OCR program first"
 
 
-def _check_length(document: Any, chosen: Sequence[int], name: str, max_words: int) -> None:
+def _check_length(document: Any, chosen: Sequence[int], name: str, max_words: int, num_sampled: int) -> None:
     from eabf_cli.core.documents.words import read_words
 
-    step = len(chosen) / _SAMPLE_PAGES
-    sample = [chosen[int((number + 0.5) * step)] for number in range(_SAMPLE_PAGES)]
-    num_words = sum(len(read_words(document, index).words) for index in sample) * len(chosen) // _SAMPLE_PAGES
+    step = len(chosen) / num_sampled
+    sample = [chosen[int((number + 0.5) * step)] for number in range(num_sampled)]
+    num_words = sum(len(read_words(document, index).words) for index in sample) * len(chosen) // num_sampled
     if num_words > _ESTIMATE_ERROR * max_words:
         raise DocumentTooLongError(
             name, num_pages=len(chosen), num_words=num_words, max_words=max_words, is_estimate=True

@@ -7,7 +7,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from eabf_cli.core.documents.citations import find_references, set_off_heading
 from eabf_cli.core.documents.content import HEAD_BYTES, STDIN_NAME, decode_html, decode_text, describe_zip, find_kind
@@ -34,6 +34,7 @@ def read_document(
     password: str | None = None,
     references: Literal["drop", "keep"] = "drop",
     max_words: int | None = None,
+    max_sample_words: int | None = None,
 ) -> Document:
     """Read a document's text: PDF, HTML, Markdown or plain text, told by its bytes first and by its name next.
 
@@ -44,6 +45,7 @@ def read_document(
         references: "drop" cuts a paper's list of references, and nothing behind it; "keep" leaves it.
         max_words: refuse a longer document. One of many pages is refused by a sample of them, if that tells of a
             quarter more, before the others are read.
+        max_sample_words: refuse a document of hundreds of pages whose sample tells of a quarter more, and no other.
 
     Raises:
         DocumentError: the file is missing, damaged, locked, of another kind, or text in another encoding than UTF-8.
@@ -59,7 +61,15 @@ def read_document(
         raise DocumentError(f"{name} is {kind}, whatever its name says: save it as PDF or text first")
     kind = find_kind(head, suffix, name)
     if kind == "pdf":
-        document = _read_pdf(content, name, pages, password, references, max_words)
+        document = _read_pdf(
+            content,
+            name,
+            references,
+            pages=pages,
+            password=password,
+            max_words=max_words,
+            max_sample_words=max_sample_words,
+        )
     elif pages is not None:
         raise InvalidConfigError(f"--pages {pages}: {name} has no pages, only PDF files have")
     else:
@@ -73,13 +83,11 @@ def read_document(
     return document
 
 
-def _read_pdf(
-    content: Path | bytes, name: str, pages: str | None, password: str | None, references: str, max_words: int | None
-) -> Document:
+def _read_pdf(content: Path | bytes, name: str, references: str, **options: Any) -> Document:
     from eabf_cli.core.documents.hyphens import Hyphenation
     from eabf_cli.core.documents.pdf import read_pdf
 
-    pdf = read_pdf(content, name, pages=pages, password=password, max_words=max_words)
+    pdf = read_pdf(content, name, **options)
     hyphenation = Hyphenation(line for paragraph in pdf.paragraphs for line in paragraph.lines)
     for paragraph in pdf.paragraphs:
         paragraph.lines = [hyphenation.join(paragraph.lines)]

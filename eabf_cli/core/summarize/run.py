@@ -62,7 +62,7 @@ def summarize_texts(
         logger.info("No --model given: using %s. Name another with -m ID_OR_PATH.", found.source.name)
     fitted = [fit_document(source, found, config) for source in sources]
     for document in fitted:
-        logger.info("%s", _describe(document, found))
+        logger.info("%s", _describe(document, found, config))
     if config.dry_run:
         results = [_plan_result(document, found) for document in fitted]
     else:
@@ -195,7 +195,7 @@ def _plan_result(document: FittedDocument, found: FoundModel) -> dict[str, Any]:
     }
 
 
-def _describe(document: FittedDocument, found: FoundModel) -> str:
+def _describe(document: FittedDocument, found: FoundModel, config: SummarizeConfig) -> str:
     source = document.source
     pages = f"{source.num_pages:,} pages, " if source.num_pages else ""
     done = {
@@ -204,7 +204,10 @@ def _describe(document: FittedDocument, found: FoundModel) -> str:
         "map-reduce": f"; too long, read in {len(document.sections)} sections",
     }[document.strategy]
     num_tokens = len(document.prompt_ids(found.tokenizer))
-    return f"{source.name}: {pages}{num_tokens:,} tokens; {document.window}{done}"
+    request, window = config.request, document.window
+    if window.method is None and (request.factor or request.max_length or request.rebase):
+        done = f", which is enough: nothing is extended{done}"
+    return f"{source.name}: {pages}{num_tokens:,} tokens; {window}{done}"
 
 
 def _report(document: FittedDocument, written: Written) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +16,16 @@ References = Literal["drop", "keep"]
 
 TEXT_FIELD = "{text}"
 CHUNK_TOKENS = 2048
+
+
+def check_standard_input(files: Iterable[str | Path]) -> None:
+    """Refuse files that name standard input twice.
+
+    Raises:
+        InvalidConfigError: they do.
+    """
+    if [str(name) for name in files].count("-") > 1:
+        raise InvalidConfigError("standard input (-) can be read once only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +119,7 @@ class SummarizeConfig:
         object.__setattr__(self, "files", tuple(self.files))
         if not self.files:
             raise InvalidConfigError("there is nothing to summarize: name a file, or - for standard input")
-        if [str(name) for name in self.files].count("-") > 1:
-            raise InvalidConfigError("standard input (-) can be read once only")
+        check_standard_input(self.files)
         for name, known in (("style", Style), ("too_long", TooLong), ("references", References)):
             if getattr(self, name) not in get_args(known):
                 raise InvalidConfigError(

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eabf_cli.core.documents import read_document
-from eabf_cli.core.summarize.settings import References, SummarizeConfig
+from eabf_cli.core.documents import DocumentTooLongError, read_document
+from eabf_cli.core.errors import DataError
+from eabf_cli.core.summarize.longest_window import longest_window
+from eabf_cli.core.summarize.settings import References, SummarizeConfig, check_standard_input
 
 STDIN = "-"
 # No model's window holds more words than this, so that a library's worth of pages need not be read to be refused.
@@ -37,13 +39,25 @@ def read_documents(config: SummarizeConfig) -> list[SourceText]:
         EabfError: one that cannot be read or has no text; one that is too long for any model, unless it is to be
             cut or read in sections.
     """
-    return read_texts(
-        config.files,
-        pages=config.pages,
-        password=config.password,
-        references=config.references,
-        max_words=_MAX_WORDS if config.too_long == "error" else None,
-    )
+    is_refused = config.too_long == "error"
+    bound = longest_window(config) if is_refused else None
+    try:
+        return read_texts(
+            config.files,
+            pages=config.pages,
+            password=config.password,
+            references=config.references,
+            max_words=_MAX_WORDS if is_refused else None,
+            max_sample_words=bound,
+        )
+    except DocumentTooLongError as error:
+        if error.max_words != bound:
+            raise
+        raise DataError(
+            f"{error.name} has {error.num_pages:,} pages with about {error.num_words:,} words, which are more than the "
+            f"{bound:,} tokens that the window holds at most\n"
+            "Give --pages, as in --pages 1-20, a larger --factor, --too-long truncate-middle or --too-long map-reduce"
+        ) from error
 
 
 def read_texts(
@@ -53,12 +67,15 @@ def read_texts(
     password: str | None = None,
     references: References = "drop",
     max_words: int | None = None,
+    max_sample_words: int | None = None,
 ) -> list[SourceText]:
     """The cleaned texts of files ("-" is standard input); see `read_document` for the options.
 
     Raises:
         EabfError: a file that cannot be read or has no text.
     """
+    files = list(files)
+    check_standard_input(files)
     texts = []
     for name in files:
         document = read_document(
@@ -67,6 +84,7 @@ def read_texts(
             password=password,
             references=references,
             max_words=max_words,
+            max_sample_words=max_sample_words,
         )
         texts.append(
             SourceText(

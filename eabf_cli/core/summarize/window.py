@@ -72,12 +72,13 @@ def choose_window(loaded: LoadedConfig, request: MethodRequest, num_tokens: int)
     original = request.original_length or original_window(config)
     if original is None:
         raise InvalidConfigError("the model does not tell its original window: give it with --original-length")
-    if num_tokens <= original and not request.rebase:
+    is_asked = request.factor is not None or request.max_length is not None
+    # What makes no sense is refused for a short document, too.
+    factor = choose_factor(request.factor, request.max_length, original) if is_asked else None
+    if num_tokens <= original and scaled_by is None:
         return Window(original=original, size=original)
-    if request.factor is None and request.max_length is None:
+    if factor is None:
         factor = min(doubled_factor(num_tokens, original), RopeScalingConfig.factor)
-    else:
-        factor = choose_factor(request.factor, request.max_length, original)
     theta = request.rope_theta
     if theta is None and get_method(request.method).raises_theta:
         # Nothing is trained here: the smallest base that reaches the window costs least.

@@ -73,6 +73,15 @@ def picture_pdf(num_pages: int, *, stamps: Sequence[str] = (), written: Sequence
     return buffer.getvalue()
 
 
+def test_what_a_server_adds_behind_a_pdf_is_no_damage(tmp_path: Path) -> None:
+    added = PDF + b"\n" + b"<!-- cached -->\n" * 1000
+    assert read_document(write(tmp_path / "a.pdf", added)).text == read_document(write(tmp_path / "b.pdf", PDF)).text
+    # Unlike the beginning of a file that is made for the web, whose objects go on behind the mark.
+    cut = PDF + b"\n7 0 obj\n<< /Length 9 >>\nstream\n" + b"x" * 900
+    with pytest.raises(DocumentError, match="cut off"):
+        read_document(write(tmp_path / "c.pdf", cut))
+
+
 @pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\n\x0c", "\x1c", "\x85"])
 def test_words_that_a_control_character_parts_stay_apart(tmp_path: Path, separator: str) -> None:
     document = read_document(write(tmp_path / "a.txt", f"One{separator}two.".encode()))
