@@ -135,8 +135,8 @@ def _find(name: str, revision: str | None, with_weights: bool, *, is_base: bool)
         return ModelSource(name=name, folder=path.parent, gguf_file=path.name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"model {name!r} was not found: it is no folder, no GGUF file and no Hub id (owner/name); "
-            "give one of these, or leave out -m for the command's default"
+            f"model {name!r} was not found: it is no folder, no GGUF file, no Hub id (owner/name) and not "
+            f"{DEMO_MODEL!r}; give one of these, or leave out -m for the command's default"
         )
     return _from_hub(name, revision, with_weights)
 
