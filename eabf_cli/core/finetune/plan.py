@@ -121,10 +121,16 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneTarget:
-    """The model that a run extends, and its folder."""
+    """The model that a run extends, and its folder.
+
+    Attributes:
+        resolution: the method that the run trains under.
+        stored: the method of ours that the model's checkpoint carries, which `--rebase` takes off.
+    """
 
     source: ModelSource
     resolution: Resolution
+    stored: Resolution | None
     report: PatchReport
     num_parameters: int
     folder: Path
@@ -217,10 +223,6 @@ def find_target(config: FinetuneConfig) -> FinetuneTarget:
         )
     loaded = read_config(source)
     resolution = resolve_request(config.request, loaded)
-    if config.request.rebase and resolution.notes:
-        raise InvalidConfigError(
-            f"{source.name} is scaled already, and finetune starts from an unscaled model: give -m the original model"
-        )
     if config.tuning != "auto":
         check_tuning(config.tuning, source, resolution.base_config, device=config.device)
     skeleton = architectures.meta_model(resolution.base_config)
@@ -230,6 +232,7 @@ def find_target(config: FinetuneConfig) -> FinetuneTarget:
     return FinetuneTarget(
         source=source,
         resolution=resolution,
+        stored=loaded.resolution,
         report=report,
         num_parameters=skeleton.num_parameters(),
         folder=config.output or default_output(source.name, resolution.scaling),

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from eabf_cli.core.architectures import decoder, logits_transform
 from eabf_cli.core.data.sample_set import IGNORE_INDEX
 from eabf_cli.core.finetune.settings import RestorationConfig
-from eabf_cli.core.patching import apply_resolution, remove_method
+from eabf_cli.core.finetune.tuning import put_method
 from eabf_cli.core.resolution import Resolution
 
 CHUNK_TOKENS = 256
@@ -120,11 +120,13 @@ class AdapterTeacher:
     Args:
         model: the PEFT model; everything that is trained must belong to an adapter (`modules_to_save` does).
         resolution: the method that its base model carries.
+        stored: the one that it was loaded with, where another was put in its place.
     """
 
-    def __init__(self, model: Any, resolution: Resolution) -> None:
+    def __init__(self, model: Any, resolution: Resolution, stored: Resolution | None = None) -> None:
         self.model = model
         self.resolution = resolution
+        self.stored = stored
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """See `Teacher`."""
@@ -144,12 +146,12 @@ class AdapterTeacher:
     def _original_model(self) -> Iterator[PreTrainedModel]:
         base, was_training = self.model.get_base_model(), self.model.training
         self.model.eval()
-        remove_method(base)
+        put_method(base, self.stored)
         try:
             with self.model.disable_adapter():
                 yield base
         finally:
-            apply_resolution(base, self.resolution)
+            put_method(base, self.resolution)
             self.model.train(was_training)
 
 

@@ -42,11 +42,10 @@ from eabf_cli.core.finetune.run_folder import (
     run_settings,
 )
 from eabf_cli.core.finetune.training import TrainResult, train
-from eabf_cli.core.finetune.tuning import load_for_tuning, make_trainable, merge_tuned
+from eabf_cli.core.finetune.tuning import load_for_tuning, make_trainable, merge_tuned, put_method
 from eabf_cli.core.frequencies import doublings
 from eabf_cli.core.model_card import write_model_card
 from eabf_cli.core.patch_checkpoint import copy_tokenizer, save_tokenizer
-from eabf_cli.core.patching import apply_resolution
 from eabf_cli.core.processes import (
     is_main_process,
     is_sharded,
@@ -173,7 +172,7 @@ class _Run:
         """Two real steps on the longest row: the memory and time that the run will need."""
         plan = self.plan
         model = self._load()
-        apply_resolution(model, plan.resolution)
+        put_method(model, plan.resolution)
         found = probe(
             self._trainable(model), plan.rows, plan.row_recipe, settings=plan.settings, collator=plan.collator
         )
@@ -182,7 +181,7 @@ class _Run:
     # ---- Models --------------------------------------------------------------------------------------
 
     def _load(self) -> PreTrainedModel:
-        """The model that training starts from, without the method."""
+        """The model that training starts from, as it is stored."""
         config = self.config
         return load_for_tuning(
             config.model,
@@ -204,9 +203,9 @@ class _Run:
                 self.config.model, revision=self.config.revision, dtype=dtype, device=self.config.device
             )
         original = self._once("original", lambda: self._evaluate(subject, "original"))
-        apply_resolution(model, self.plan.resolution)
+        put_method(model, self.plan.resolution)
         if subject is not model:
-            apply_resolution(subject, self.plan.resolution)
+            put_method(subject, self.plan.resolution)
         return original, self._once("before", lambda: self._evaluate(subject, "patched"))
 
     def _trainable(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -225,7 +224,7 @@ class _Run:
         return Restoration(
             self.config.restoration,
             model=model,
-            teacher=teacher or AdapterTeacher(tuned, self.plan.resolution),
+            teacher=teacher or AdapterTeacher(tuned, self.plan.resolution, self.plan.stored),
             window=self.plan.window,
             bos_token_id=self.plan.tokenizer.bos_token_id,
             seed=self.config.seed,
@@ -235,7 +234,7 @@ class _Run:
         """The trained model as a plain one; a sharded model's weights, gathered, go into a whole one first."""
         if training.gathered_weights is not None:
             whole = self._load()
-            apply_resolution(whole, self.plan.resolution)
+            put_method(whole, self.plan.resolution)
             tuned = self._trainable(whole)
             tuned.load_state_dict(training.gathered_weights)
         if self.plan.tuning != "full":

@@ -6,7 +6,7 @@
 | lora | frozen: bfloat16 under mixed precision, else float32 | float32: adapters, norms (, embeddings) |
 | qlora | frozen: 4-bit NF4 linear layers, the rest as for lora | the same |
 
-Order: `load_for_tuning`, then the method (`apply_resolution`), then `make_trainable`, and `merge_tuned` after training.
+Order: `load_for_tuning`, then the method (`put_method`), then `make_trainable`, and `merge_tuned` after training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from eabf_cli.core.checkpoint import load_model, load_weights, read_config, stor
 from eabf_cli.core.devices import choose_device
 from eabf_cli.core.errors import EabfError, InvalidConfigError
 from eabf_cli.core.finetune.settings import TUNINGS, LoraSettings
-from eabf_cli.core.patching import apply_resolution
+from eabf_cli.core.patching import apply_resolution, describe_patch, remove_method
+from eabf_cli.core.resolution import Resolution
 from eabf_cli.core.sources import ModelSource, find_model
 
 
@@ -76,7 +77,7 @@ def load_for_tuning(
     mixed_precision: bool,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Load the model that a tuning starts from, in evaluation mode and without a method.
+    """Load the model that a tuning starts from, in evaluation mode, with no method but its checkpoint's own.
 
     Args:
         tuning: one of `TUNINGS`, checked by `check_tuning`.
@@ -106,9 +107,9 @@ def _load_4bit(
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["lm_head"],
     )
-    config = read_config(source).config
+    loaded = read_config(source)
     model = load_weights(
-        source, config, dtype=dtype, device_map={"": device}, quantization_config=quantization, **options
+        source, loaded.config, dtype=dtype, device_map={"": device}, quantization_config=quantization, **options
     )
     for module in model.modules():
         # On a CPU with bfloat16 instructions, bitsandbytes repacks a layer for inference at its first product without
@@ -117,7 +118,17 @@ def _load_4bit(
             module.support_avx512bf16_for_cpu = False
     # A method copies the configuration, and what is merged has none of this; the quantiser keeps its own.
     del model.config.quantization_config
+    if loaded.resolution is not None:
+        apply_resolution(model, loaded.resolution)
     return model.eval()
+
+
+def put_method(model: PreTrainedModel, resolution: Resolution | None) -> None:
+    """Apply a method to a model in place of the one that it carries, if any; None applies none."""
+    if describe_patch(model) is not None:
+        remove_method(model)
+    if resolution is not None:
+        apply_resolution(model, resolution)
 
 
 def make_trainable(
@@ -213,7 +224,7 @@ def _on_stored_base(model: PeftModel, dtype: str) -> PeftModel:
     )
     patch = getattr(below, "_eabf_patch", None)
     if patch is not None:
-        apply_resolution(plain, patch.resolution)
+        put_method(plain, patch.resolution)
     config = copy.deepcopy(model.active_peft_config)
     config.base_model_name_or_path = None
     result = add_adapter(plain, config, source, seed=0)

@@ -35,6 +35,7 @@ from eabf_cli.core.finetune.restoration import (
 )
 from eabf_cli.core.finetune.settings import TrainSettings
 from eabf_cli.core.finetune.training import train
+from eabf_cli.core.finetune.tuning import put_method
 from eabf_cli.core.patching import apply_method, apply_resolution
 from eabf_cli.core.resolution import Resolution, resolve_scaling
 from tests.architectures import ALL_CONFIGS, build_tiny_model, random_tokens
@@ -224,6 +225,24 @@ def test_an_adapter_teacher_is_the_base_without_adapters_and_method(
     assert tuned.training
     assert [name for name, weight in tuned.named_parameters() if weight.requires_grad] == trained
     assert not torch.allclose(before[:, :30], expected, atol=1e-2)
+
+
+def test_an_adapter_teacher_of_a_rebased_model_is_that_model_as_it_was_loaded() -> None:
+    base = llama()
+    stored, resolution = resolution_for(base), resolve_scaling(base.config, scaling_for("abf", factor=2.0))
+    apply_resolution(base, stored)
+    long = ids(2 * WINDOW)
+    with torch.no_grad():
+        expected = base(long).logits
+    put_method(base, resolution)
+    tuned = with_lora(base)
+    with torch.no_grad():
+        before = tuned(long).logits
+    teacher = AdapterTeacher(tuned, resolution, stored)
+    with torch.no_grad():
+        assert torch.equal(teacher.logits(teacher.hidden_states(long)), expected)
+        assert torch.equal(tuned(long).logits, before)
+    assert not torch.allclose(before, expected, atol=1e-2)
 
 
 # --- In training -----------------------------------------------------------------------------------------

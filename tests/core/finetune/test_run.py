@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from eabf_cli.core.finetune.settings import RestorationConfig
 from eabf_cli.core.patch_checkpoint import MethodRequest
 from eabf_cli.core.patching import apply_method, describe_patch
 from eabf_cli.core.scaling_config import RopeScalingConfig
-from tests.tiny_llama import LAYERS, TARGET, WINDOW, logits, read_config, write_tiny_llama
+from tests.tiny_llama import LAYERS, ROPE_THETA, TARGET, WINDOW, edit_config, logits, read_config, write_tiny_llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -394,15 +395,76 @@ def test_what_cannot_run_is_refused_before_a_folder_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scaled_model_is_not_finetuned(config: FinetuneConfig, tmp_path: Path, model_folder: Path) -> None:
-    model = load_model(model_folder)
-    apply_method(model, RopeScalingConfig(rope_theta="paper"))
-    model.save_pretrained(tmp_path / "scaled")
-    scaled = replace(config, model=str(tmp_path / "scaled"), output=tmp_path / "run")
-    with pytest.raises(InvalidConfigError, match="scaled already"):
-        finetune(scaled)
-    with pytest.raises(InvalidConfigError, match="scaled already"):
-        finetune(replace(scaled, request=MethodRequest(rebase=True)))
+def scaled_model(kind: str, plain: Path, folder: Path) -> Path:
+    """The weights of a plain model under a scaling by four that the checkpoint carries."""
+    if kind == "eabf":
+        model = load_model(plain)
+        apply_method(model, RopeScalingConfig(rope_theta="paper"))
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(plain / name, folder / name)
+        return folder
+    shutil.copytree(plain, folder)
+    parameters = {"rope_type": kind, "rope_theta": ROPE_THETA, "factor": 4.0}
+    if kind == "llama3":
+        parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    parameters["original_max_position_embeddings"] = WINDOW
+    return edit_config(folder, rope_parameters=parameters, max_position_embeddings=TARGET)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "eabf"])
+def test_a_scaled_model_is_refused_with_the_way_out(
+    kind: str, config: FinetuneConfig, tmp_path: Path, model_folder: Path
+) -> None:
+    scaled = scaled_model(kind, model_folder, tmp_path / "scaled")
+    with pytest.raises(InvalidConfigError, match="scaled already.*--rebase"):
+        finetune(replace(config, model=str(scaled), output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "tuning"), [("llama3", "full"), ("yarn", "full"), ("eabf", "full"), ("eabf", "lora"), ("eabf", "qlora")]
+)
+def test_a_rebased_model_is_trained_as_its_unscaled_twin(
+    kind: str, tuning: str, config: FinetuneConfig, tmp_path: Path, model_folder: Path
+) -> None:
+    if tuning == "qlora":
+        pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes, which has no wheel for every system")
+    scaled = scaled_model(kind, model_folder, tmp_path / "scaled")
+    run = replace(config, samples=4, epochs=1, tuning=tuning)
+    twin = finetune(replace(run, output=tmp_path / "twin"))
+    rebased = replace(run, model=str(scaled), request=MethodRequest(rope_theta="paper", rebase=True))
+    result = finetune(replace(rebased, output=tmp_path / "run"))
+    assert any(kind in note and "removed" in note for note in result["notes"])
+    assert result["train_loss"] == twin["train_loss"]
+    written, expected = (read_config(tmp_path / name) for name in ("run", "twin"))
+    for name in ("model_type", "rope_theta", "rope_scaling", "max_position_embeddings"):
+        assert written[name] == expected[name], name
+    assert "rope_parameters" not in written
+    assert written["rope_scaling"]["original_max_position_embeddings"] == WINDOW
+    assert written["rope_scaling"]["original_rope_theta"] == ROPE_THETA
+    assert torch.equal(logits(load_model(tmp_path / "run")), logits(load_model(tmp_path / "twin")))
+    assert torch.equal(logits(float32(tmp_path / "run")), logits(float32(tmp_path / "twin")))
+    if tuning != "full":
+        # On its base, which carries the old scaling.
+        adapters = [load_model(tmp_path / name / "adapter") for name in ("run", "twin")]
+        assert torch.equal(logits(adapters[0]), logits(adapters[1]))
+
+
+@pytest.mark.parametrize("kind", ["llama3", "eabf"])
+def test_of_a_rebased_model_the_original_is_measured_as_it_was_given(
+    kind: str, config: FinetuneConfig, tmp_path: Path, model_folder: Path
+) -> None:
+    scaled = scaled_model(kind, model_folder, tmp_path / "scaled")
+    run = replace(config, model=str(scaled), output=tmp_path / "run", samples=4, epochs=1, evaluation=MEASURED)
+    result = finetune(replace(run, request=MethodRequest(method="abf", rope_theta=100_000.0, rebase=True)))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    extended = load_model(model_folder, dtype="float32")
+    apply_method(extended, RopeScalingConfig(method="abf", rope_theta=100_000.0))
+    for name, model in (("original", load_model(scaled, dtype="float32")), ("before", extended)):
+        expected = evaluate(model, tokenizer, MEASURED)["perplexity"]
+        for told, found in zip(result[name]["perplexity"], expected, strict=True):
+            assert told["perplexity"] == pytest.approx(found["perplexity"], rel=1e-5), name
 
 
 def test_the_samples_are_those_of_the_data_module(
