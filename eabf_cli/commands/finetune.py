@@ -178,10 +178,11 @@ def _text(result: dict[str, Any], table: str, dry_run: bool) -> str:
 
 def _data_text(result: dict[str, Any]) -> str:
     tokens = result["tokens_per_sample"]
+    dataset = result["dataset"] if isinstance(result["dataset"], str) else ", ".join(result["dataset"])
     rows = f" in {result['num_rows']} rows" if result["num_rows"] != result["num_samples"] else ""
     return (
         f"{result['num_samples']} samples of {tokens['min']:,} to {tokens['max']:,} tokens "
-        f"(median {tokens['median']:,}) from {result['dataset']}{rows}, {result['num_steps']} steps"
+        f"(median {tokens['median']:,}) from {dataset}{rows}, {result['num_steps']} steps"
     )
 
 

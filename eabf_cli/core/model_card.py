@@ -13,7 +13,7 @@ from eabf_cli.core.card.code_files import code_section
 from eabf_cli.core.card.markdown import code
 from eabf_cli.core.card.metadata import card_data
 from eabf_cli.core.card.method import method_section
-from eabf_cli.core.card.results import checkpoint_columns, compat_section, read_run, results_section
+from eabf_cli.core.card.results import checkpoint_columns, compat_section, read_run, results_section, trained_datasets
 from eabf_cli.core.card.runtimes import checkpoint_form, runtimes_section
 from eabf_cli.core.card.usage import usage_section
 from eabf_cli.core.checkpoint_format import MODELING_FILE
@@ -59,7 +59,7 @@ def write_model_card(
         revision=revision,
         base_card=base_card or BaseCard(),
         measured=checkpoint_columns(results, compat),
-        dataset=str(run["dataset"]) if run is not None and results.training else None,
+        datasets=trained_datasets(run) if run is not None and results.training else (),
     )
     window = report.max_position_embeddings
     shown = code(name if revision is None else f"{base_model}@{revision}")

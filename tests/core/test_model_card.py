@@ -182,6 +182,9 @@ def test_the_finetuned_model_s_figures_are_the_model_index(patched: Any) -> None
 def test_a_dataset_of_the_hub_is_named(patched: Any) -> None:
     assert card_of(*patched("eabf"), run=RUN | {"dataset": "owner/long-texts"}).data.datasets == ["owner/long-texts"]
     assert card_of(*patched("eabf"), run=RUN).data.datasets is None
+    several = card_of(*patched("eabf"), run=RUN | {"dataset": ["owner/long-texts", "~/more.jsonl"]})
+    assert several.data.datasets == ["owner/long-texts"]
+    assert "samples of `owner/long-texts`, `more.jsonl` (" in several.text
 
 
 def test_code_is_listed_with_its_hash(patched: Any) -> None:

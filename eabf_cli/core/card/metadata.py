@@ -24,7 +24,7 @@ def card_data(
     revision: str | None,
     base_card: BaseCard,
     measured: Sequence[Column],
-    dataset: str | None,
+    datasets: Sequence[str],
 ) -> ModelCardData:
     """The fields of a card; those that are not known are left out.
 
@@ -32,7 +32,7 @@ def card_data(
         title: name of the model in the `model-index`.
         base_model: what was extended; it is named only with a `revision`, which a Hub model has.
         measured: the checkpoint's own measurements.
-        dataset: what it was trained on.
+        datasets: what it was trained on.
     """
     model_index = eval_results(measured)
     language = list(base_card.language)
@@ -44,7 +44,7 @@ def card_data(
         license_name=base_card.licence_name,
         license_link=base_card.licence_link,
         language=language[0] if len(language) == 1 else language or None,
-        datasets=_hub_datasets(dataset),
+        datasets=_hub_datasets(datasets),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["long-context", "rope", "eabf", report.method],
@@ -53,7 +53,7 @@ def card_data(
     )
 
 
-def _hub_datasets(dataset: str | None) -> list[str] | None:
-    """The training data, if it is a dataset of the Hub."""
-    name = (dataset or "").partition("@")[0]
-    return [name] if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
+def _hub_datasets(datasets: Sequence[str]) -> list[str] | None:
+    """Those of the training data that are datasets of the Hub."""
+    names = [dataset.partition("@")[0] for dataset in datasets]
+    return [name for name in names if _HUB_ID.fullmatch(name) and not Path(name).exists()] or None

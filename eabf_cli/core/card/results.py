@@ -131,13 +131,22 @@ def eval_results(columns: Sequence[Column]) -> list[EvalResult]:
 
 
 def _training_text(run: Mapping[str, Any]) -> str:
-    dataset = str(run["dataset"])
-    # A path on the machine that trained it means nothing to a reader.
-    shown = Path(dataset).name if Path(dataset).is_absolute() or dataset.startswith((".", "~")) else dataset
+    shown = [code(_shown_dataset(name)) for name in trained_datasets(run)]
     return (
-        f"Finetuned on {run['num_samples']} samples of {code(shown)} "
+        f"Finetuned on {run['num_samples']} samples of {', '.join(shown)} "
         f"({run['num_tokens']:,} tokens, {run['num_steps']} steps, {run['tuning']}, seed {run['seed']})."
     )
+
+
+def trained_datasets(run: Mapping[str, Any]) -> list[str]:
+    """The names of what a model was trained on, one or several."""
+    names = run["dataset"]
+    return list(map(str, names)) if isinstance(names, list) else [str(names)]
+
+
+def _shown_dataset(name: str) -> str:
+    # A path on the machine that trained it means nothing to a reader.
+    return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 
 
 def _markdown(column: Column) -> str:

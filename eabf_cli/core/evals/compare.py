@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from eabf_cli.core.checkpoint import load_model
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.errors import InvalidConfigError, TrainingInterrupted
-from eabf_cli.core.evals.compare_folder import CompareFolder, finished_comparison
+from eabf_cli.core.evals.compare_folder import CompareFolder, check_resumable
 from eabf_cli.core.evals.compare_plan import ORIGINAL, ComparePlan, Contender, make_plan
 from eabf_cli.core.evals.compare_settings import CompareConfig
 from eabf_cli.core.evals.comparisons import Bootstrap, difference_entries, interval_entries, summary_sentences
@@ -53,9 +53,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         TrainingInterrupted: SIGINT or SIGTERM; what was measured and trained stays in the folder for `resume`.
     """
     started = time.perf_counter()
-    finished = finished_comparison(config)
-    if finished is not None:
-        return finished
+    check_resumable(config)
     plan = make_plan(config)
     output = config.run.output
     if output is None and config.finetune:
@@ -70,6 +68,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     if config.run.dry_run:
         return result
     folder = None if output is None else CompareFolder(plan, output)
+    finished = folder.finished() if folder is not None else None
+    if finished is not None:
+        return finished
     for note in result["notes"]:
         logger.info("%s", note[0].upper() + note[1:])
     try:

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eabf_cli.core.errors import CheckpointError, InvalidConfigError, OutputExistsError
+from eabf_cli.core.errors import CheckpointError, OutputExistsError
 from eabf_cli.core.evals.compare_plan import ComparePlan
 from eabf_cli.core.evals.compare_settings import CompareConfig
 from eabf_cli.core.evals.report import RESULT_FILE
 from eabf_cli.core.evals.scored_model import ScoredModel
 from eabf_cli.core.files import check_target, disk_errors_explained, read_json, write_json
 from eabf_cli.core.run_record import RUN_FILE
+from eabf_cli.core.run_settings import SETTINGS_FILE, check_settings, in_json_form, write_settings
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FILE = "eabf_settings.json"
 RUNS_FOLDER = "runs"
 _MEASURED_FOLDER = "measured"
 # They change what is written or shown, not what is measured; the texts' hash stands for where they come from.
 _FREE_RUN_SETTINGS = ("output", "overwrite", "dry_run", "show_progress", "text", "dataset", "dataset_split")
 
 
-def finished_comparison(config: CompareConfig) -> dict[str, Any] | None:
-    """The result of a comparison that `resume` finds finished.
+def check_resumable(config: CompareConfig) -> None:
+    """Refuse to resume where nothing was begun.
 
     Raises:
         CheckpointError: there is nothing to resume.
     """
     folder = config.run.output
-    if not config.resume or folder is None:
-        return None
-    if (folder / RUN_FILE).is_file() and (folder / RESULT_FILE).is_file():
-        logger.warning("comparison %s is finished already: nothing to resume", folder)
-        return read_json(folder / RESULT_FILE)
-    if not (folder / SETTINGS_FILE).is_file():
+    if config.resume and folder is not None and not (folder / SETTINGS_FILE).is_file():
         raise CheckpointError(f"folder {folder} holds no unfinished comparison: leave --resume out to start one there")
-    return None
 
 
 class CompareFolder:
@@ -62,7 +55,8 @@ class CompareFolder:
         self._settings = _settings(plan)
         self.is_open = False
         if plan.config.resume:
-            self._check_settings()
+            check_settings(folder, self._settings, kind="comparison")
+            self.is_open = True
             return
         is_unfinished = (folder / SETTINGS_FILE).is_file() and not (folder / RUN_FILE).is_file()
         if is_unfinished and not plan.config.run.overwrite:
@@ -73,15 +67,12 @@ class CompareFolder:
             folder, overwrite=plan.config.run.overwrite, sources=(plan.source.folder, *plan.measuring.texts.files)
         )
 
-    def _check_settings(self) -> None:
-        before = read_json(self.folder / SETTINGS_FILE)
-        changed = [name for name in self._settings if self._settings[name] != before.get(name)]
-        if changed:
-            raise InvalidConfigError(
-                f"comparison {self.folder} was started with other settings ({', '.join(changed)}): give the same ones, "
-                "or start anew in another folder"
-            )
-        self.is_open = True
+    def finished(self) -> dict[str, Any] | None:
+        """The result of the comparison to be resumed if it is finished, or None."""
+        if not (self.is_open and (self.folder / RUN_FILE).is_file() and (self.folder / RESULT_FILE).is_file()):
+            return None
+        logger.warning("comparison %s is finished already: nothing to resume", self.folder)
+        return read_json(self.folder / RESULT_FILE)
 
     def open(self) -> None:
         """Make the folder, in place of what may be overwritten."""
@@ -90,7 +81,7 @@ class CompareFolder:
         with disk_errors_explained(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            write_json(self.folder / SETTINGS_FILE, self._settings)
+            write_settings(self.folder, self._settings)
         self.is_open = True
 
     def run_folder(self, name: str, seed: int) -> Path:
@@ -121,5 +112,4 @@ def _settings(plan: ComparePlan) -> dict[str, Any]:
     run["evaluation"] = asdict(plan.measuring.evaluation) | {"documents": plan.measuring.texts.content_hash}
     del settings["resume"]
     settings |= run | {"dtype": plan.measuring.dtype, "weights": plan.source.fingerprint()}
-    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return found
+    return in_json_form(settings)

@@ -8,8 +8,8 @@ from typing import Any
 
 from eabf_cli.core.evals.compare_plan import ComparePlan, Contender
 from eabf_cli.core.finetune.run import FinetuneConfig, finetune
-from eabf_cli.core.finetune.run_folder import SETTINGS_FILE
 from eabf_cli.core.run_record import read_run_record
+from eabf_cli.core.run_settings import SETTINGS_FILE
 
 logger = logging.getLogger(__name__)
 

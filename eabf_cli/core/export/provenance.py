@@ -14,8 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from eabf_cli.core.card.base_card import CARD_FILE, BaseCard, read_base_card
 from eabf_cli.core.demo import DEMO_MODEL, demo_model_path
 from eabf_cli.core.files import read_json
-from eabf_cli.core.finetune.run_folder import SETTINGS_FILE
 from eabf_cli.core.run_record import RUN_FILE
+from eabf_cli.core.run_settings import SETTINGS_FILE
 from eabf_cli.core.sources import ADAPTER_FOLDER, ModelSource
 
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")

@@ -153,7 +153,7 @@ class FinetunePlan(FinetuneTarget):
     """What a run will do, known before any weight is loaded.
 
     Attributes:
-        dataset: its name or names.
+        dataset: its name, or the names of several.
         device: where the run takes place.
         samples: what was drawn.
         rows: what is trained on: the samples, packed, cut or with skipped positions where that was asked for.
@@ -163,7 +163,7 @@ class FinetunePlan(FinetuneTarget):
         available_bytes: what the device has for it.
     """
 
-    dataset: str
+    dataset: str | list[str]
     device: str
     tokenizer: Any
     samples: SampleSet
@@ -274,7 +274,7 @@ def make_plan(config: FinetuneConfig, target: FinetuneTarget) -> FinetunePlan:
     row_recipe = _in_rows(config, recipes[tuning], samples, rows)
     return FinetunePlan(
         **vars(target),
-        dataset=str(config.dataset),
+        dataset=list(map(str, config.dataset)) if isinstance(config.dataset, tuple) else str(config.dataset),
         device=str(device),
         tokenizer=tokenizer,
         samples=samples,
@@ -391,9 +391,8 @@ def _choose_tuning(
 ) -> tuple[str, str]:
     """What is tuned, and why; only a dry run goes on with what does not fit."""
     if config.tuning != "auto":
-        return config.tuning, "as asked for" if fits(
-            memory[config.tuning], available
-        ) else "as asked for; it may not fit"
+        reason = "as the run was started" if config.resume else "as asked for"
+        return config.tuning, reason if fits(memory[config.tuning], available) else f"{reason}; it may not fit"
     try:
         choice = choose_tuning(memory, available, can_quantize=_can_quantize(config, target))
     except InsufficientMemoryError as error:

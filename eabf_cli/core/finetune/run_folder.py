@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eabf_cli.core.errors import CheckpointError, InvalidConfigError, OutputExistsError
+from eabf_cli.core.errors import CheckpointError, OutputExistsError
 from eabf_cli.core.files import check_target, read_json, write_json
 from eabf_cli.core.finetune.manifest import newest_whole_checkpoint, remove_checkpoints_after, step_of
 from eabf_cli.core.finetune.plan import FinetuneConfig, FinetunePlan, FinetuneTarget
+from eabf_cli.core.finetune.settings import TUNINGS
+from eabf_cli.core.finetune.tuning import check_tuning
 from eabf_cli.core.processes import is_main_process, num_processes, wait_for_everyone
 from eabf_cli.core.run_record import RUN_FILE, read_run_record
+from eabf_cli.core.run_settings import SETTINGS_FILE, check_settings, in_json_form, write_settings
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FILE = "eabf_settings.json"
 _MEASURED_FILE = "eabf_measured_{}.json"
 # Settings that a resumed run may change: they do not touch the weights.
 _FREE_SETTINGS = ("overwrite", "resume", "output", "show_progress", "dry_run", "probe", "save_steps", "report_to")
@@ -26,51 +28,38 @@ _FREE_SETTINGS = ("overwrite", "resume", "output", "show_progress", "dry_run", "
 def run_settings(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any]:
     """What decides the weights of a run, in JSON form."""
     given = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
-    given["dataset"] = str(config.dataset)
-    settings = given | {
-        # What "auto" came to: with other memory left it might come to something else.
-        "tuning": plan.tuning,
-        "recipe": asdict(plan.recipe),
-        "scaling": plan.resolution.scaling.to_dict(),
-        "data_hash": plan.samples.data_hash,
-        "weights": plan.source.fingerprint(),
-        # Gradients are summed in another order.
-        "num_processes": num_processes(),
-    }
-    return _jsonable(settings)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _jsonable(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def finished_run(config: FinetuneConfig, folder: Path) -> dict[str, Any] | None:
-    """The result of a run that `--resume` finds finished."""
-    if not config.resume:
-        return None
-    if not folder.is_dir():
-        raise CheckpointError(f"run folder {folder} does not exist: leave --resume out to start a run there")
-    record = read_run_record(folder)
-    if record is not None and record.get("command") == "finetune":
-        logger.warning("run %s is finished already: nothing to resume", folder)
-        return record
-    if not (folder / SETTINGS_FILE).is_file():
-        raise CheckpointError(f"folder {folder} holds no finetune run ({SETTINGS_FILE} is missing)")
-    return None
+    return in_json_form(
+        given
+        | {
+            "dataset": plan.dataset,
+            # What "auto" came to: with other memory left it might come to something else.
+            "tuning": plan.tuning,
+            "recipe": asdict(plan.recipe),
+            "scaling": plan.resolution.scaling.to_dict(),
+            "data_hash": plan.samples.data_hash,
+            "weights": plan.source.fingerprint(),
+            # Gradients are summed in another order.
+            "num_processes": num_processes(),
+        }
+    )
 
 
 def check_folder(config: FinetuneConfig, target: FinetuneTarget) -> None:
-    """Refuse a folder that must not become this run's.
+    """Refuse a folder that cannot become, or is not, this run's.
 
     Raises:
+        CheckpointError: there is no run to resume.
         OutputExistsError: an unfinished run without `resume`, or see `check_target`.
     """
     folder = target.folder
     if config.resume:
+        if not folder.is_dir():
+            raise CheckpointError(f"run folder {folder} does not exist: leave --resume out to start a run there")
+        if not (folder / SETTINGS_FILE).is_file():
+            raise CheckpointError(f"folder {folder} holds no finetune run ({SETTINGS_FILE} is missing)")
+        record = read_run_record(folder)
+        if record is not None and record.get("command") != "finetune":
+            raise CheckpointError(f"folder {folder} holds no finetune run: `eabf {record.get('command')}` made it")
         return
     is_unfinished = (folder / SETTINGS_FILE).is_file() and not (folder / RUN_FILE).is_file()
     if is_unfinished and not config.overwrite:
@@ -82,35 +71,50 @@ def check_folder(config: FinetuneConfig, target: FinetuneTarget) -> None:
     check_target(folder, overwrite=config.overwrite, sources=(target.source.folder, *local))
 
 
+def as_started(config: FinetuneConfig, target: FinetuneTarget) -> FinetuneConfig:
+    """The config with the tuning that "auto" came to when the run to be resumed was started.
+
+    Raises:
+        EabfError: this machine cannot have that tuning.
+    """
+    if config.tuning != "auto":
+        return config
+    tuning = read_json(target.folder / SETTINGS_FILE).get("tuning", TUNINGS[0])
+    check_tuning(tuning, target.source, target.resolution.base_config, device=config.device)
+    return replace(config, tuning=tuning)
+
+
+def finished_run(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any] | None:
+    """The result of the run to be resumed if it is finished, or None.
+
+    Raises:
+        InvalidConfigError: it was started with other settings.
+    """
+    check_settings(plan.folder, run_settings(config, plan), kind="run")
+    record = read_run_record(plan.folder)
+    if record is not None:
+        logger.warning("run %s is finished already: nothing to resume", plan.folder)
+    return record
+
+
 def open_folder(config: FinetuneConfig, plan: FinetunePlan) -> Path | None:
     """Make or reopen the run's folder; of several processes the main one does, and the others wait for it.
 
     Returns:
         the checkpoint to go on from, or None for a start.
-
-    Raises:
-        InvalidConfigError: the run was started with other settings.
     """
     if is_main_process():
         if config.resume:
-            _reopen(plan.folder, run_settings(config, plan))
+            _reopen(plan.folder)
         else:
             shutil.rmtree(plan.folder, ignore_errors=True)
             plan.folder.mkdir(parents=True)
-            write_json(plan.folder / SETTINGS_FILE, run_settings(config, plan))
+            write_settings(plan.folder, run_settings(config, plan))
     wait_for_everyone()
     return newest_whole_checkpoint(plan.folder) if config.resume else None
 
 
-def _reopen(folder: Path, settings: dict[str, Any]) -> None:
-    before = read_json(folder / SETTINGS_FILE)
-    changed = [name for name in settings if settings[name] != before.get(name)]
-    if changed:
-        lines = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
-        raise InvalidConfigError(
-            f"run {folder} was started with other settings: {lines}; give the same ones, "
-            "or start anew in another folder"
-        )
+def _reopen(folder: Path) -> None:
     checkpoint = newest_whole_checkpoint(folder)
     remove_checkpoints_after(folder, step_of(checkpoint) if checkpoint else 0)
     logger.info("Resuming %s from %s", folder, checkpoint.name if checkpoint else "its beginning")

@@ -183,6 +183,8 @@ def test_an_interrupted_comparison_goes_on_and_comes_to_the_same(
     assert again.calls == 2
     assert without_times(result) == without_times(compared[0])
     assert compare(at(config, output, resume=True)) == result
+    with pytest.raises(InvalidConfigError, match=r"other settings: methods linear, dynamic, eabf -> eabf, yarn;"):
+        compare(at(config, output, methods=("eabf", "yarn"), resume=True))
     assert again.calls == 2
 
 

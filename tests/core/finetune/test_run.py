@@ -297,10 +297,54 @@ def test_a_finished_run_is_not_resumed_and_says_so(
     result, folder = finished
     before = (folder / "eabf_run.json").read_bytes()
     with caplog.at_level(logging.WARNING, logger="eabf_cli"):
-        again = finetune(replace(config, output=folder, resume=True))
+        again = finetune(replace(config, output=folder, evaluation=MEASURED, control=True, resume=True))
     assert {name: again[name] for name in result} == json.loads(json.dumps(result))
     assert "finished already" in caplog.text
     assert (folder / "eabf_run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 7}, ["seed 42 -> 7"]),
+        ({"learning_rate": 1e-3}, ["learning_rate 0.003 -> 0.001", "recipe.learning_rate"]),
+        (
+            {"request": MethodRequest(rope_theta=20_000.0)},
+            ["request.rope_theta paper -> 2", "scaling.rope_theta"],
+        ),
+        ({"tuning": "lora"}, ["tuning full -> lora"]),
+    ],
+)
+def test_a_finished_run_is_not_resumed_with_other_settings(
+    changes: dict[str, Any], told: list[str], config: FinetuneConfig, finished: tuple[dict[str, Any], Path]
+) -> None:
+    folder = finished[1]
+    before = (folder / "eabf_run.json").read_bytes()
+    run = replace(config, output=folder, evaluation=MEASURED, control=True, resume=True)
+    with pytest.raises(InvalidConfigError) as error:
+        finetune(replace(run, **changes))
+    said = str(error.value)
+    assert [part for part in ("was started with other settings", *told) if part not in said] == []
+    # What stayed the same is not told: a recipe has a dozen of fields.
+    assert "weight_decay" not in said
+    assert "data_hash" not in said or "seed" in changes
+    assert (folder / "eabf_run.json").read_bytes() == before
+
+
+def test_a_resumed_run_has_the_tuning_that_auto_came_to(
+    config: FinetuneConfig, finished: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eabf_cli.core.finetune.plan.available_memory", lambda _: 1000)
+    run = replace(config, output=finished[1], evaluation=MEASURED, control=True, resume=True)
+    assert finetune(run)["tuning"] == "full"
+
+
+def test_several_sources_are_a_list_in_the_result(config: FinetuneConfig, texts_file: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text(texts_file.read_text().replace("sun", "moon"))
+    sources = (str(texts_file), str(more))
+    planned = finetune(replace(config, dataset=sources, samples=16, dry_run=True))
+    assert planned["dataset"] == list(sources)
 
 
 def unfinished_run(config: FinetuneConfig, folder: Path) -> FinetuneConfig:
@@ -417,7 +461,7 @@ def test_a_scaled_model_is_refused_with_the_way_out(
     kind: str, config: FinetuneConfig, tmp_path: Path, model_folder: Path
 ) -> None:
     scaled = scaled_model(kind, model_folder, tmp_path / "scaled")
-    with pytest.raises(InvalidConfigError, match="scaled already.*--rebase"):
+    with pytest.raises(InvalidConfigError, match=r"scaled already.*--rebase"):
         finetune(replace(config, model=str(scaled), output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
