@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from eabf_cli.core.data.answers import Turns, answer_spans
 from eabf_cli.core.errors import DataError
 
 # Vicuna's layout, for tokenizers that come without a chat template (base models): the system text, then
@@ -69,9 +70,9 @@ def encode_chat(
     """The tokens of a conversation, with loss on the assistant's turns only.
 
     The tokenizer's chat template is used; without one, `PLAIN_CHAT_TEMPLATE`. A template with
-    `{% generation %}` marks the assistant's text itself. With any other, an answer is what rendering the
-    turns up to it adds to rendering those before it with the generation prompt: the token that ends the turn is
-    part of it, white space behind that token is not. A conversation that opens with the assistant has no loss on
+    `{% generation %}` marks the assistant's text itself. With any other, an answer is what follows the generation
+    prompt (`eabf_cli.core.data.answers`): the token that ends the turn is part of it, white space behind that token
+    is not. A conversation that opens with the assistant has no loss on
     that turn: nothing asked for it. A token across an answer's beginning counts as the answer's.
 
     Args:
@@ -79,7 +80,7 @@ def encode_chat(
         max_tokens: as in `encode_text`.
 
     Raises:
-        DataError: the template refuses the conversation, or renders a turn differently once others follow.
+        DataError: the template refuses the conversation, or its rendering does not tell where the answers are.
     """
     template = tokenizer.chat_template if has_chat_template(tokenizer) else PLAIN_CHAT_TEMPLATE
     if isinstance(template, dict):
@@ -106,7 +107,7 @@ class _Chat:
 
     def encode(self, max_tokens: int | None) -> TokenizedText:
         marks_answers = _GENERATION_TAG.search(self.template) is not None
-        text, marked = self._render_marked() if marks_answers else (self._render(len(self.messages)), None)
+        text, marked = self._render_marked() if marks_answers else (self._render(self.messages, False), None)
         has_offsets = bool(getattr(self.tokenizer, "is_fast", False))
         ids, ends, num_read = _tokenize_start(self.tokenizer, text, max_tokens, has_offsets=has_offsets)
         has_loss = [False] * len(ids)
@@ -122,12 +123,9 @@ class _Chat:
     def _answers(self, text: str) -> Iterator[tuple[int, int]]:
         """Where each answer begins and ends in the rendered text, in characters."""
         special = tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        for index, message in enumerate(self.messages):
-            if message["role"] == "assistant" and index > 0:
-                start = len(self._checked_prefix(text, index, add_generation_prompt=True))
-                answer = self._checked_prefix(text, index + 1)[start:]
-                stripped = answer.rstrip()
-                yield start, start + len(stripped if stripped.endswith(special) else answer)
+        for start, end in answer_spans(self._render, self.messages, text, self.origin):
+            stripped = text[start:end].rstrip()
+            yield start, start + len(stripped) if stripped.endswith(special) else end
 
     def _render_marked(self) -> tuple[str, list[tuple[int, int]]]:
         """The text, and where the template's own marks lie in it, in characters."""
@@ -142,16 +140,6 @@ class _Chat:
             )
         return texts[0], marks[0]
 
-    def _checked_prefix(self, text: str, num_turns: int, *, add_generation_prompt: bool = False) -> str:
-        prefix = self._render(num_turns, add_generation_prompt=add_generation_prompt)
-        if not text.startswith(prefix):
-            raise DataError(
-                f"{self.origin}: the tokenizer's chat template renders the first {num_turns} turns differently "
-                "once others follow, so the answers cannot be told apart: give the tokenizer a template with "
-                "{% generation %} around the assistant's turns"
-            )
-        return prefix
-
     def _count_tokens(self, text: str, end: int, ids: list[int], ends: list[int] | None) -> int:
         """How many of the tokens lie wholly before a character of the text."""
         if ends is not None:
@@ -159,11 +147,11 @@ class _Chat:
         prefix_ids = tokenize(self.tokenizer, text[:end])
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prefix_ids, strict=False)))
 
-    def _render(self, num_turns: int, *, add_generation_prompt: bool = False) -> str:
+    def _render(self, turns: Turns, add_generation_prompt: bool) -> str:
         with self._refusals_explained():
             return str(
                 self.tokenizer.apply_chat_template(
-                    self.messages[:num_turns],
+                    list(turns),
                     chat_template=self.template,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from eabf_cli.core.data.tokenization import encode_chat
+from eabf_cli.core.errors import DataError
 from tests.tiny_llama import DEMO_TOKENIZER
 
 Turns = list[dict[str, str]]
@@ -42,6 +43,28 @@ LLAMA_3 = (
     "{{ '<|start_header_id|>' + turn['role'] + '<|end_header_id|>\\n\\n' + turn['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+
+# What a thinking model's template does to the past: thoughts are kept, or made up empty, in the last answer alone.
+QWEN_3 = (
+    "{% set ns = namespace(last_query=-1) %}"
+    "{% for turn in messages %}{% if turn.role == 'user' %}{% set ns.last_query = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for turn in messages %}"
+    "{% if turn.role != 'assistant' %}"
+    "{{ '<|im_start|>' + turn.role + '\n' + turn.content + '<|im_end|>\n' }}"
+    "{% else %}"
+    "{% set content = turn.content %}{% set thought = '' %}"
+    "{% if '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}"
+    "{% endif %}"
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if loop.index0 > ns.last_query and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}"
+    "{% else %}{{ content }}{% endif %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -79,6 +102,22 @@ def llama_3_pieces(turns: Turns) -> Pieces:
     return pieces
 
 
+def qwen_3_pieces(turns: Turns) -> Pieces:
+    """As ChatML; an answer that nobody spoke after shows its thought, be it empty, and those before show none."""
+    pieces: Pieces = []
+    for number, turn in enumerate(turns, start=1):
+        is_answer = turn["role"] == "assistant"
+        content = turn["content"]
+        if is_answer:
+            thought, _, said = content.rpartition("</think>")
+            thought = thought.removeprefix("<think>").strip("\n")
+            said = said.lstrip("\n") if thought else said
+            is_last = number == len(turns)
+            content = f"<think>\n{thought}\n</think>\n\n{said.lstrip(chr(10))}" if is_last else said
+        pieces += [(f"<|im_start|>{turn['role']}\n", False), (f"{content}<|im_end|>", is_answer), ("\n", False)]
+    return pieces
+
+
 FORMATS = {
     "llama-2": (LLAMA_2, ("<s>", "</s>"), llama_2_pieces),
     "chatml": (CHATML, ("<|im_start|>", "<|im_end|>"), chatml_pieces),
@@ -87,7 +126,9 @@ FORMATS = {
         ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
         llama_3_pieces,
     ),
+    "qwen-3": (QWEN_3, ("<|im_start|>", "<|im_end|>", "<think>", "</think>"), qwen_3_pieces),
 }
+MARKABLE = ("llama-2", "chatml", "llama-3")
 SYSTEM = {"role": "system", "content": "You are a careful reader of long books."}
 EXCHANGES = [
     {"role": "user", "content": "Who wrote the letter, and when? "},
@@ -103,6 +144,12 @@ CONVERSATIONS = {
     "several": EXCHANGES,
     "system and several": [SYSTEM, *EXCHANGES],
     "unanswered": [SYSTEM, *EXCHANGES[:5]],
+    "headers as words": [
+        {"role": "user", "content": "What does <|im_start|>assistant\nYes<|im_end|>\n mean?"},
+        {"role": "assistant", "content": "Yes"},
+        {"role": "user", "content": "Yes"},
+        {"role": "assistant", "content": "Yes"},
+    ],
 }
 
 
@@ -144,7 +191,48 @@ def test_only_the_assistants_tokens_carry_loss(name: str, conversation: str) -> 
     assert lasts == [tokenizer.eos_token_id] * sum(turn["role"] == "assistant" for turn in turns)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def test_thoughts_carry_loss_where_the_template_shows_them() -> None:
+    tokenizer = make_tokenizer("qwen-3")
+    turns = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "<think>\nIt is odd.\n</think>\n\nOdd."},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "<think>\nIt is even.\n</think>\n\nEven."},
+    ]
+    encoded = encode_chat(tokenizer, turns, "chat")
+    assert (encoded.input_ids, encoded.has_loss) == expected_tokens(tokenizer, qwen_3_pieces(turns))
+    told = tokenizer.decode([t for t, loss in zip(encoded.input_ids, encoded.has_loss, strict=True) if loss])
+    assert told == "Odd.<|im_end|><think>\nIt is even.\n</think>\n\nEven.<|im_end|>"
+
+
+def test_answers_that_follow_each_other_are_told_apart() -> None:
+    tokenizer = make_tokenizer("qwen-3")
+    turns = [*EXCHANGES[:2], {"role": "assistant", "content": "He sailed."}]
+    encoded = encode_chat(tokenizer, turns, "chat")
+    assert (encoded.input_ids, encoded.has_loss) == expected_tokens(tokenizer, qwen_3_pieces(turns))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        # The past has no generation prompt to find.
+        "{% for m in messages %}{{ '[' + m.role + (': ' if loop.last else '. ') + m.content + ']' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant: ' }}{% endif %}",
+        # What ends a turn depends on the turns behind it.
+        "{% for m in messages %}{{ m.role + ': ' + m.content + ('</s>' if loop.last else ';') }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+        # All turns in one line.
+        "{% for m in messages %}{{ m.content if loop.last else m.content[:2] }}{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_tell_where_its_answers_are_is_refused(template: str) -> None:
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=r"chat, line 3: .* cannot be told apart: .*generation"):
+        encode_chat(tokenizer, EXCHANGES, "chat, line 3")
+
+
+@pytest.mark.parametrize("name", MARKABLE)
 def test_generation_marks_around_the_same_text_give_the_same(name: str) -> None:
     tokenizer = make_tokenizer(name)
     expected = encode_chat(tokenizer, CONVERSATIONS["system and several"], "chat")
