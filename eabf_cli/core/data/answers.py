@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from eabf_cli.core.errors import DataError
+from eabf_cli.core.data.parsing import RefusedChatError
 
 Turns = Sequence[dict[str, str]]
 Render = Callable[[Turns, bool], str]
@@ -27,13 +27,13 @@ def answer_spans(render: Render, turns: Turns, text: str, origin: str) -> Iterat
         origin: where the conversation comes from, for messages.
 
     Raises:
-        DataError: the template renders turns in a way that does not tell where an answer is.
+        RefusedChatError: the template renders turns in a way that does not tell where an answer is.
     """
     for index, turn in enumerate(turns):
         if turn["role"] == "assistant" and index > 0:
             span = _span_by_prefixes(render, turns, index, text) or _span_by_content(render, turns, index, text)
             if span is None:
-                raise DataError(
+                raise RefusedChatError(
                     f"{origin}: the tokenizer's chat template renders the first {index + 1} turns differently "
                     "once others follow, so the answers cannot be told apart: give the tokenizer a template with "
                     "{% generation %} around the assistant's turns"

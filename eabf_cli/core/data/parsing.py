@@ -24,6 +24,10 @@ class EmptyRecordError(DataError):
     """A record is well formed, but there is nothing in it to train on."""
 
 
+class RefusedChatError(DataError):
+    """A chat template refuses a conversation, or does not tell where its answers are."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One document, or one conversation.

@@ -57,6 +57,7 @@ class SampleSet:
             `max_length`.
         num_split: records that were cut into several samples.
         num_duplicates: records (or pieces) left out because another has the same tokens.
+        num_refused: conversations left out because the chat template refuses them.
         num_short: samples shorter than `min_length`; under "drop" they are among the dropped.
         notes: what a person should know about the data, one sentence each.
     """
@@ -68,6 +69,7 @@ class SampleSet:
     num_dropped: int = 0
     num_split: int = 0
     num_duplicates: int = 0
+    num_refused: int = 0
     num_short: int = 0
     notes: tuple[str, ...] = ()
 
@@ -122,6 +124,7 @@ class SampleSet:
             "num_dropped": self.num_dropped,
             "num_split": self.num_split,
             "num_duplicates": self.num_duplicates,
+            "num_refused": self.num_refused,
             "num_short": self.num_short,
             "data_notes": list(self.notes),
             "data_hash": self.data_hash,

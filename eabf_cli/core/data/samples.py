@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from eabf_cli.core.data import cache
 from eabf_cli.core.data.files import Records
-from eabf_cli.core.data.parsing import Record
+from eabf_cli.core.data.parsing import Record, RefusedChatError
 from eabf_cli.core.data.records import open_records
 from eabf_cli.core.data.sample_set import IGNORE_INDEX, Sample, SampleSet, hash_samples, hash_tokens
 from eabf_cli.core.data.tokenization import TokenizedText, encode_chat, encode_text, has_chat_template
@@ -86,7 +86,7 @@ def load_samples(config: DataConfig, tokenizer: Any) -> SampleSet:
 
     The same config, files and tokenizer give the same samples in every process. Documents have loss on all
     tokens, conversations on the assistant's turns (`eabf_cli.core.data.tokenization`). Of samples with the same
-    tokens one is used, and others are drawn for the rest.
+    tokens one is used, and others are drawn for the rest; so for conversations that the chat template refuses.
 
     Raises:
         DataError: the dataset is missing or malformed, holds fewer samples than asked for, or a sample is too
@@ -118,6 +118,8 @@ def _draw(config: DataConfig, tokenizer: Any, records: Records) -> SampleSet:
         drawn.add(reader())
     samples = drawn.samples
     wanted = len(samples) if config.num_samples is None else config.num_samples
+    if not samples and len(drawn.refusals) == len(records):
+        raise drawn.refusals[0]
     if len(samples) < wanted or not samples:
         raise DataError(_too_few(config, records, drawn))
     if config.too_long == "split":
@@ -131,6 +133,7 @@ def _draw(config: DataConfig, tokenizer: Any, records: Records) -> SampleSet:
         num_dropped=drawn.num_too_long + drawn.num_too_short + drawn.num_without_loss,
         num_split=drawn.num_split,
         num_duplicates=drawn.num_duplicates,
+        num_refused=len(drawn.refusals),
         num_short=num_short,
         notes=tuple(_notes(config, drawn, len(samples), num_short)),
     )
@@ -147,8 +150,18 @@ def _notes(config: DataConfig, drawn: _Drawn, num_samples: int, num_short: int) 
             f"{num_short:,} of {num_samples:,} samples are shorter than {config.min_length:,} tokens: "
             "too short to teach anything about a longer window"
         )
+    if drawn.num_truncated:
+        yield f"{drawn.num_truncated:,} of {num_samples:,} samples were cut to {config.max_length:,} tokens"
+    if drawn.num_split:
+        yield f"{drawn.num_split:,} records above {config.max_length:,} tokens were split into samples"
+    if drawn.num_too_long:
+        yield f"{drawn.num_too_long:,} samples above {config.max_length:,} tokens were left out"
+    if drawn.num_without_loss:
+        yield f"{drawn.num_without_loss:,} samples without loss in {config.max_length:,} tokens were left out"
     if drawn.num_duplicates:
         yield f"{drawn.num_duplicates:,} samples were left out because another has the same tokens"
+    if drawn.refusals:
+        yield f"{len(drawn.refusals):,} conversations were left out, the first: {drawn.refusals[0]}"
 
 
 @dataclass(frozen=True)
@@ -208,10 +221,15 @@ class _Drawn:
         self.num_truncated = self.num_split = self.num_duplicates = 0
         self.num_too_long = self.num_too_short = self.num_without_loss = 0
         self.num_plain_chats = 0
+        self.refusals: list[RefusedChatError] = []
 
     def add(self, record: Record) -> None:
         max_length, too_long = self.config.max_length, self.config.too_long
-        tokens = _encode(self.tokenizer, record, None if too_long == "split" else max_length)
+        try:
+            tokens = _encode(self.tokenizer, record, None if too_long == "split" else max_length)
+        except RefusedChatError as refusal:
+            self.refusals.append(refusal)
+            return
         self.num_plain_chats += record.text is None and not has_chat_template(self.tokenizer)
         if len(tokens.input_ids) <= max_length:
             self._keep(record, tokens.input_ids, tokens.has_loss)
@@ -275,6 +293,7 @@ def _too_few(config: DataConfig, records: Records, drawn: _Drawn) -> str:
         "too short": drawn.num_too_short,
         "without loss": drawn.num_without_loss,
         "duplicates": drawn.num_duplicates,
+        "refused by the chat template": len(drawn.refusals),
     }
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     asked = "none can be used" if config.num_samples is None else f"{config.num_samples} are asked for"
@@ -286,4 +305,4 @@ def _too_few(config: DataConfig, records: Records, drawn: _Drawn) -> str:
         f"{name} gives {len(drawn.samples)} samples out of {len(records)} records"
         f"{f' ({left_out})' if left_out else ''}, but {asked}: {', '.join(ways[:-1])} or {ways[-1]}"
     )
-    return "\n".join([message, *records.notes[:2]])
+    return "\n".join([message, *(*map(str, drawn.refusals[:1]), *records.notes)[:2]])

@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Any
 
 from eabf_cli.core.data.answers import Turns, answer_spans
-from eabf_cli.core.errors import DataError
+from eabf_cli.core.data.parsing import RefusedChatError
 
 # Vicuna's layout, for tokenizers that come without a chat template (base models): the system text, then
 # "USER: ..." and "ASSISTANT: ..." with the end-of-sequence token after each answer.
@@ -80,7 +80,7 @@ def encode_chat(
         max_tokens: as in `encode_text`.
 
     Raises:
-        DataError: the template refuses the conversation, or its rendering does not tell where the answers are.
+        RefusedChatError: the template refuses the conversation, or its rendering does not tell where the answers are.
     """
     template = tokenizer.chat_template if has_chat_template(tokenizer) else PLAIN_CHAT_TEMPLATE
     if isinstance(template, dict):
@@ -166,7 +166,7 @@ class _Chat:
         try:
             yield
         except TemplateError as error:
-            raise DataError(
+            raise RefusedChatError(
                 f"{self.origin}: the tokenizer's chat template refuses the conversation: {error}"
             ) from error
 

@@ -123,6 +123,63 @@ def test_truncate_and_drop_are_counted(tmp_path: Path) -> None:
         load_samples(DataConfig(dataset=path, num_samples=4, max_length=10, too_long="drop"), TOKENIZER)
 
 
+@pytest.mark.parametrize(
+    ("too_long", "told"),
+    [
+        ("truncate", "2 of 5 samples were cut to 10 tokens"),
+        ("drop", "2 samples above 10 tokens were left out"),
+        ("split", "2 records above 10 tokens were split into samples"),
+    ],
+)
+def test_what_is_done_to_long_samples_is_told(too_long: Any, told: str, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [5, 60, 9, 3, 61])
+    samples = load_samples(
+        DataConfig(dataset=path, num_samples=None, max_length=10, too_long=too_long, cache=False), TOKENIZER
+    )
+    assert told in samples.notes
+
+
+def write_chats(path: Path, roles: list[tuple[str, ...]]) -> Path:
+    """A conversation for each tuple of roles."""
+    lines = []
+    for number, turns in enumerate(roles):
+        messages = [{"role": role, "content": f"{role[0]}{number}"} for role in turns]
+        lines.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+NO_SYSTEM = byte_tokenizer(
+    chat_template="{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    "{{ m.role + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+)
+GOOD, BAD = ("user", "assistant"), ("system", "user", "assistant")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_conversations_that_the_template_refuses_are_left_out_and_told_whatever_the_seed(
+    seed: int, tmp_path: Path
+) -> None:
+    path = write_chats(tmp_path / "chats.jsonl", [GOOD, BAD, GOOD, BAD, GOOD])
+    samples = load_samples(DataConfig(dataset=path, num_samples=3, seed=seed), NO_SYSTEM)
+    assert {sample.origin for sample in samples.samples} == {f"{path}, line {line}" for line in (1, 3, 5)}
+    every = load_samples(DataConfig(dataset=path, num_samples=None, seed=seed), NO_SYSTEM)
+    assert (len(every), every.num_refused, every.summary()["num_refused"]) == (3, 2, 2)
+    note = every.notes[-1]
+    assert note.startswith(f"2 conversations were left out, the first: {path}, line ")
+    assert "no system turn" in note
+
+
+def test_too_few_conversations_that_the_template_takes_are_refused_with_its_words(tmp_path: Path) -> None:
+    some = write_chats(tmp_path / "some.jsonl", [GOOD, BAD])
+    with pytest.raises(DataError, match=r"gives 1 samples out of 2 records \(1 refused by the chat template\)") as few:
+        load_samples(DataConfig(dataset=some, num_samples=2), NO_SYSTEM)
+    assert f"{some}, line 2: " in str(few.value)
+    none = write_chats(tmp_path / "none.jsonl", [BAD, BAD])
+    with pytest.raises(DataError, match=rf"^{none}, line [12]: .*refuses the conversation: no system turn$"):
+        load_samples(DataConfig(dataset=none, num_samples=1), NO_SYSTEM)
+
+
 def test_split_loses_nothing_and_begins_each_piece_with_bos(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     text = "".join(chr(97 + index % 26) for index in range(100))
