@@ -211,6 +211,38 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_does(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "number"),
+    # The eighth change of the metrics, which were emptied first, is that of the seventh step; then the eighth begins.
+    [(r"run/metrics\.jsonl", 8), (r"run/metrics\.jsonl", 9), (r"run/checkpoint-8/trainer_state\.json", 1)],
+)
+def test_a_run_stopped_in_its_last_step_is_interrupted_and_goes_on(
+    where: str, number: int, fork_server: ForkServer, arguments: list[Any], workdir: Path, uninterrupted: Path
+) -> None:
+    command = [*arguments, *QUICK, "-o", "run"]
+    sent = {"kill_at": number, "kill_where": where, "signal_number": signal.SIGTERM}
+    stopped = fork_server.run(command, cwd=workdir, **sent)
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stdout == ""
+    said = ("Interrupted", f"after step {STEPS} of {STEPS}, with a checkpoint", "--resume -o run")
+    assert [part for part in said if part not in stopped.stderr.splitlines()[-1]] == []
+    assert not (workdir / "run" / "eabf_run.json").exists()
+
+    manifest_file = workdir / "run" / f"checkpoint-{STEPS}" / "eabf_manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    assert 0 < manifest["elapsed"]["train_s"] < manifest["elapsed"]["wall_s"]
+    manifest["elapsed"] = {"train_s": 500.0, "wall_s": 1000.0}
+    manifest_file.write_text(json.dumps(manifest))
+    resumed = fork_server.run([*command, "--resume"], cwd=workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(workdir / "run", uninterrupted)
+    # What the first attempt took is counted.
+    result = json.loads(resumed.stdout)
+    assert 500 < result["train_s"] < 1000 < result["wall_s"] < 1500
+    assert result["tokens_per_s"] == pytest.approx(result["num_tokens"] / result["train_s"])
+
+
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     fork_server: ForkServer, arguments: list[Any], workdir: Path, uninterrupted: Path
 ) -> None:

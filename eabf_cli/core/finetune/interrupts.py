@@ -65,7 +65,11 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 class StopWithCheckpoint(TrainerCallback):
-    """Ends the training after the step in which any process was asked to stop, with a checkpoint if it `saves`."""
+    """Ends the training after the step in which any process was asked to stop, with a checkpoint if it `saves`.
+
+    Attributes:
+        stopped_at: the step after which it was ended, or None.
+    """
 
     def __init__(self, request: StopRequest, *, saves: bool) -> None:
         self.request = request
@@ -73,9 +77,16 @@ class StopWithCheckpoint(TrainerCallback):
         self.stopped_at: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._is_requested(args) and state.global_step < state.max_steps:
+        if self._is_requested(args):
             control.should_save = self.saves
             control.should_training_stop = True
+            self.stopped_at = state.global_step
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # What is asked for while the last checkpoint is written still ends the run.
+        if self.stopped_at is None and self._is_requested(args):
             self.stopped_at = state.global_step
 
     def _is_requested(self, args: TrainingArguments) -> bool:

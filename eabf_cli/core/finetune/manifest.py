@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,36 @@ logger = logging.getLogger(__name__)
 MANIFEST_FILE = "eabf_manifest.json"
 
 
-def write_manifest(checkpoint: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Elapsed:
+    """Seconds that a run had taken when a checkpoint was written, over all attempts at it.
+
+    What an attempt did behind its last checkpoint is lost, and so is its time.
+
+    Attributes:
+        train_s: of training.
+        wall_s: of everything.
+    """
+
+    train_s: float = 0.0
+    wall_s: float = 0.0
+
+
+def write_manifest(checkpoint: Path, elapsed: Elapsed) -> None:
     """Mark a checkpoint as whole, once all of it has reached the disk."""
     files: dict[str, Any] = {}
     for path in _files(checkpoint):
         fsync(path)
         files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    write_json(checkpoint / MANIFEST_FILE, {"step": step_of(checkpoint), "files": files})
+    write_json(checkpoint / MANIFEST_FILE, {"step": step_of(checkpoint), "elapsed": asdict(elapsed), "files": files})
     fsync(checkpoint)
     fsync(checkpoint.parent)
+
+
+def elapsed_at(checkpoint: Path | None) -> Elapsed:
+    """What a whole checkpoint's run had taken; nothing for a start without one."""
+    manifest = {} if checkpoint is None else read_json(checkpoint / MANIFEST_FILE)
+    return Elapsed(**manifest.get("elapsed", {}))
 
 
 def why_unusable(checkpoint: Path) -> str | None:
@@ -40,7 +62,8 @@ def why_unusable(checkpoint: Path) -> str | None:
         return "it was not written to its end"
     try:
         listed = read_json(checkpoint / MANIFEST_FILE)["files"]
-    except (CheckpointError, KeyError):
+        elapsed_at(checkpoint)
+    except (CheckpointError, KeyError, TypeError):
         return f"{MANIFEST_FILE} is damaged"
     found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
     for name, expected in listed.items():

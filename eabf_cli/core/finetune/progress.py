@@ -43,13 +43,13 @@ class Progress(TrainerCallback):
         self.losses: list[float] = []
         self.bar: Any = None
         self.since = 0.0
-        self.num_tokens = self.num_tokens_before = 0
+        self.num_tokens = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        self.num_tokens = self.num_tokens_before = int(state.num_input_tokens_seen)
+        self.num_tokens = int(state.num_input_tokens_seen)
         self.since = time.perf_counter()
         is_main = state.is_world_process_zero
         if is_main:

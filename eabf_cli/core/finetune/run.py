@@ -26,6 +26,7 @@ from eabf_cli.core.evaluation import evaluate
 from eabf_cli.core.files import check_space, disk_errors_explained
 from eabf_cli.core.finetune.control import cut_samples
 from eabf_cli.core.finetune.interrupts import terminated_as_interrupted
+from eabf_cli.core.finetune.manifest import elapsed_at
 from eabf_cli.core.finetune.memory_plan import run_memory_explained
 from eabf_cli.core.finetune.metrics import plot_loss
 from eabf_cli.core.finetune.plan import FinetuneConfig, FinetunePlan, find_target, make_plan, planned_result
@@ -128,7 +129,8 @@ class _Run:
     def carry_out(self, resume_from: Path | None) -> dict[str, Any]:
         """Everything, in order; the result is the main process's, the others have none."""
         config, plan = self.config, self.plan
-        started = time.perf_counter()
+        # The seconds of earlier attempts count.
+        started = time.perf_counter() - elapsed_at(resume_from).wall_s
         set_seed(config.seed)
         measured: dict[str, Any] = {}
         if config.control:
@@ -148,6 +150,7 @@ class _Run:
             collator=plan.collator,
             restoration=restoration,
             resume_from=resume_from,
+            run_started=started,
         )
         if not is_main_process():
             wait_for_everyone()

@@ -22,7 +22,7 @@ from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.errors import InvalidConfigError, TrainingInterrupted
 from eabf_cli.core.finetune.chunked_loss import chunked_loss
 from eabf_cli.core.finetune.interrupts import StopWithCheckpoint, stop_requests
-from eabf_cli.core.finetune.manifest import step_of, write_manifest
+from eabf_cli.core.finetune.manifest import Elapsed, elapsed_at, step_of, write_manifest
 from eabf_cli.core.finetune.progress import DivergedError, Progress
 from eabf_cli.core.finetune.recipe import OPTIMIZERS, Recipe
 from eabf_cli.core.finetune.restoration import Restoration
@@ -41,7 +41,7 @@ class TrainResult:
 
     Attributes:
         losses: one a step, in nats per token, those before a resumption among them.
-        tokens_per_s: of this process's part of the run.
+        wall_s, tokens_per_s: over all attempts at the run (`Elapsed`).
         gathered_weights: a sharded model's whole weights, in the main process; else None.
     """
 
@@ -63,6 +63,7 @@ def train(
     collator: SampleCollator,
     restoration: Restoration | None = None,
     resume_from: Path | None = None,
+    run_started: float | None = None,
 ) -> TrainResult:
     """Finetune a model in place: the weights that require a gradient, loss where the labels have it.
 
@@ -72,6 +73,8 @@ def train(
         folder: where `checkpoint-N/` and `metrics.jsonl` go.
         restoration: a loss that is added to the samples' own.
         resume_from: a checkpoint of an earlier run with the same recipe, samples and settings.
+        run_started: when the run began, on `time.perf_counter`'s clock; the seconds of earlier attempts lie before it.
+            None stands for this call.
 
     Raises:
         DivergedError: the loss became infinite or not a number, or rose far above its beginning.
@@ -87,7 +90,7 @@ def train(
         peak_memory_gib=lambda: peak_memory_gib(device),
         restoration_loss=restoration.take_mean if restoration is not None else None,
     )
-    started = time.perf_counter()
+    started = time.perf_counter() - elapsed_at(resume_from).train_s
     first_micro_batch = step_of(resume_from) * arguments.gradient_accumulation_steps if resume_from is not None else 0
     # Inside the chunked loss: both are part of the model's forward.
     restored = restoration.attached(first_micro_batch) if restoration is not None else contextlib.nullcontext()
@@ -99,7 +102,7 @@ def train(
             train_dataset=samples,
             data_collator=collator,
             samples_per_epoch=num_steps // recipe.epochs * recipe.batch_size,
-            callbacks=[progress, stopper, _Manifest()],
+            callbacks=[progress, stopper, _Manifest(started, started if run_started is None else run_started)],
         )
         trainer.remove_callback(PrinterCallback)
         _check_sharding(trainer)
@@ -118,7 +121,7 @@ def train(
         num_steps=num_steps,
         num_tokens=num_tokens,
         wall_s=wall_s,
-        tokens_per_s=(num_tokens - progress.num_tokens_before) / wall_s,
+        tokens_per_s=num_tokens / wall_s,
         gathered_weights=trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None,
     )
 
@@ -156,14 +159,22 @@ def _lost(samples: Any, indices: list[int], state: TrainerState) -> str:
 
 
 class _Manifest(TrainerCallback):
-    """Marks each checkpoint that was written to its end."""
+    """Marks each checkpoint that was written to its end, with the time since training and the run began."""
+
+    def __init__(self, train_started: float, run_started: float) -> None:
+        self.train_started = train_started
+        self.run_started = run_started
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Every process writes a file of its own.
         if args.world_size > 1:
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            write_manifest(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            now = time.perf_counter()
+            write_manifest(
+                Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}",
+                Elapsed(train_s=now - self.train_started, wall_s=now - self.run_started),
+            )
 
 
 def _arguments(device: torch.device, recipe: Recipe, settings: TrainSettings, folder: Path) -> TrainingArguments:

@@ -12,6 +12,8 @@ import pytest
 
 from eabf_cli.core.finetune.manifest import (
     MANIFEST_FILE,
+    Elapsed,
+    elapsed_at,
     newest_whole_checkpoint,
     remove_checkpoints_after,
     why_unusable,
@@ -26,7 +28,7 @@ def checkpoint(run: Path, step: int) -> Path:
     for name in NAMES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"{name} at {step}".encode())
-    write_manifest(folder)
+    write_manifest(folder, Elapsed(train_s=2.0, wall_s=3.0))
     return folder
 
 
@@ -38,6 +40,7 @@ def test_the_manifest_has_the_size_and_hash_of_every_file(tmp_path: Path) -> Non
     content = (folder / "optimizer.pt").read_bytes()
     assert manifest["files"]["optimizer.pt"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert why_unusable(folder) is None
+    assert (elapsed_at(folder), elapsed_at(None)) == (Elapsed(train_s=2.0, wall_s=3.0), Elapsed())
 
 
 def flip_a_bit(path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, set_seed
 from eabf_cli.core.data.samples import IGNORE_INDEX, Sample, SampleCollator, SampleSet
 from eabf_cli.core.devices import has_fast_bfloat16, peak_memory_gib
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.finetune.manifest import newest_whole_checkpoint
+from eabf_cli.core.finetune.manifest import MANIFEST_FILE, elapsed_at, newest_whole_checkpoint
 from eabf_cli.core.finetune.progress import DivergedError
 from eabf_cli.core.finetune.recipe import Recipe
 from eabf_cli.core.finetune.settings import TrainSettings
@@ -195,6 +195,20 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_to_the_bit(mixed_precisio
     assert result.num_tokens == uninterrupted.num_tokens
     for name, weight in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+def test_the_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
+    data, recipe = samples(8), Recipe(learning_rate=3e-3, epochs=2, batch_size=2)
+    run(small_model(), tmp_path / "whole", data, recipe, save_steps=3)
+    checkpoint = tmp_path / "whole" / "checkpoint-6"
+    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text())
+    assert 0 < manifest["elapsed"]["train_s"] == manifest["elapsed"]["wall_s"]
+    manifest["elapsed"] = {"train_s": 500.0, "wall_s": 1000.0}
+    (checkpoint / MANIFEST_FILE).write_text(json.dumps(manifest))
+    result = run(small_model(), tmp_path / "resumed", data, recipe, save_steps=3, resume_from=checkpoint)
+    assert 500 < result.wall_s < 1000
+    assert result.tokens_per_s == pytest.approx(16 * 24 / result.wall_s)
+    assert 500 < elapsed_at(tmp_path / "resumed" / "checkpoint-8").train_s <= result.wall_s
 
 
 @given(micro_batch_size=st.integers(1, 6), replicas=st.integers(1, 6), batch_size=st.integers(1, 60))
