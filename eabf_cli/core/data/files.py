@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedReader
@@ -158,13 +160,32 @@ def _read_row(rows: Any, name: str, index: int) -> Record:
 
 def _open_parquet(path: Path) -> Records:
     import datasets
+    import pyarrow.parquet
 
     try:
-        # The library keeps the rows in a file that is mapped into memory, where one can be had by number.
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
+        # The library has no words of its own for a file without rows.
+        if path.stat().st_size == 0 or pyarrow.parquet.read_metadata(path).num_rows == 0:
+            raise EmptyRecordError(f"{path} is empty: no row in it")
+        with without_log_lines():
+            # The library keeps the rows in a file that is mapped into memory, where one can be had by number.
+            rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    except EmptyRecordError:
+        raise
     except Exception as error:
         raise DataError(f"{path} cannot be read as Parquet: {first_line(error.__cause__ or error)}") from error
     return open_rows(rows, str(path))
+
+
+@contextmanager
+def without_log_lines() -> Iterator[None]:
+    """Keep quiet what the `datasets` library logs beside raising it."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def first_line(error: BaseException) -> str:
@@ -190,7 +211,9 @@ def _line_readers(path: Path) -> Iterator[RecordReader]:
 
 def _read_line(path: Path, number: int, start: int, num_bytes: int) -> Record:
     origin = f"{path}, line {number}"
-    return parse_record(_parse_json(_read_bytes(path, start, num_bytes), path, start, origin), origin)
+    # Without its end, at which an error would be told as one of the next line.
+    line = _read_bytes(path, start, num_bytes).rstrip(b"\r\n")
+    return parse_record(_parse_json(line, path, start, origin), origin)
 
 
 def _open_json(path: Path) -> Records:

@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eabf_cli.core.data.files import FILE_SUFFIXES, Records, first_line, open_file, open_folder, open_rows
+from eabf_cli.core.data.files import (
+    FILE_SUFFIXES,
+    Records,
+    first_line,
+    open_file,
+    open_folder,
+    open_rows,
+    without_log_lines,
+)
 from eabf_cli.core.demo import DEMO_DATASET, demo_dataset_path
 from eabf_cli.core.errors import DataError
 
@@ -92,7 +100,8 @@ def _open_dataset(name: str, split: str, revision: str | None) -> Records:
     import datasets
 
     try:
-        rows: Any = datasets.load_dataset(name, split=split, revision=revision)
+        with without_log_lines():
+            rows: Any = datasets.load_dataset(name, split=split, revision=revision)
     except Exception as error:
         # The library lets through what its network stack, its cache or a bad split raise; all mean "no data".
         place = "cannot be loaded" if Path(name).is_dir() else "is no file here and cannot be loaded from the Hub"

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 
 from eabf_cli.core.data import files
+from eabf_cli.core.data.parsing import EmptyRecordError
 from eabf_cli.core.data.records import open_records
 from eabf_cli.core.errors import DataError
 from tests.core.data.pdf_files import make_pdf
@@ -196,6 +199,36 @@ def test_parquet_rows_are_read_by_any_of_the_three_columns(tmp_path: Path) -> No
         assert [list(record.messages) for record in records] == [[] if "text" in fields else messages] * 2
         assert str(path) in records[1].origin
         assert "row 1" in records[1].origin
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+def test_the_column_of_an_error_at_a_line_s_end_is_behind_its_last_character(end: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", '{"text": "a"' + end)
+    with pytest.raises(DataError, match=r"line 1: invalid JSON at column 13: Expecting ',' delimiter"):
+        open_records(path)
+
+
+def test_a_parquet_file_without_rows_is_called_empty_and_one_that_is_damaged_logs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_rows = write_table(tmp_path / "rows.parquet", [{"text": "a"}])
+    table = pyarrow.parquet.read_table(no_rows)
+    pyarrow.parquet.write_table(table.slice(0, 0), no_rows)
+    (tmp_path / "bytes.parquet").touch()
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 but no more")
+    logger = logging.getLogger("datasets")
+    level, propagate = logger.level, logger.propagate
+    logger.propagate = True
+    try:
+        for name in ("rows.parquet", "bytes.parquet"):
+            with pytest.raises(EmptyRecordError, match=rf"{name} is empty: no row in it$"):
+                open_records(tmp_path / name)
+        with pytest.raises(DataError, match="cannot be read as Parquet"):
+            open_records(tmp_path / "damaged.parquet")
+    finally:
+        logger.propagate = propagate
+    assert caplog.records == []
+    assert logger.level == level
 
 
 def test_a_parquet_file_that_changes_is_read_anew(tmp_path: Path) -> None:
