@@ -77,6 +77,39 @@ def test_the_text_is_a_table_of_before_and_after(eabf: Eabf, arguments: list[Any
     assert [part for part in parts if part not in result.stdout] == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--restore-share", 0.5], "--restore-share belongs to --restore-weight, which is not given"),
+        (["--tuning", "full", "--no-merge", "--lora-rank", 8], "--lora-rank, --no-merge belongs to --tuning lora"),
+        (["--tuning", "full", "--train-embeddings"], "--train-embeddings belongs to --tuning lora and qlora"),
+        (["--revision", "main"], "--revision belongs to a model of the Hub, and --model"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    flags: list[Any], told: str, eabf: Eabf, arguments: list[Any], workdir: Path
+) -> None:
+    result = eabf(*arguments, "-o", "run", *flags)
+    assert result.exit_code == 2, result.stderr
+    assert told in result.stderr
+    assert list(workdir.iterdir()) == []
+
+
+def test_the_demo_model_has_no_revision(eabf: Eabf) -> None:
+    result = eabf("finetune", "--revision", "main", "--dry-run")
+    assert result.exit_code == 2
+    assert "--model eabf-tiny is none" in result.stderr
+
+
+def test_settings_of_adapters_that_auto_does_not_choose_are_told(eabf: Eabf, arguments: list[Any]) -> None:
+    result = eabf(*arguments, "--lora-rank", 8, "--dry-run", "--json")
+    assert printed(result)["tuning"] == "full"
+    assert "full tuning was chosen" in result.stderr
+    assert "no effect" in result.stderr
+    plain = eabf(*arguments, "--dry-run", "--json")
+    assert "no effect" not in plain.stderr
+
+
 def test_overwriting_starts_anew(eabf: Eabf, arguments: list[Any], workdir: Path) -> None:
     quick = [*arguments, "-o", "run", "--no-eval", "--json"]
     first = printed(eabf(*quick))
