@@ -8,6 +8,7 @@ import platform
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_keeps = False
 
 
 def keep_freed_memory() -> bool:
@@ -25,12 +26,24 @@ def keep_freed_memory() -> bool:
     )
     if platform.libc_ver()[0] != "glibc" or is_set:
         return False
+    global _keeps
     mallopt = ctypes.CDLL(None).mallopt
     # One heap for all threads, out of which large blocks come too, and whose end is never cut off.
-    return all(
+    _keeps = all(
         [
             mallopt(_M_MMAP_MAX, 0),
             mallopt(_M_TRIM_THRESHOLD, -1),
             mallopt(_M_ARENA_MAX, 1),
         ]
     )
+    return _keeps
+
+
+def give_back_freed_memory() -> None:
+    """Give the kernel what `keep_freed_memory` has kept; nothing happens where it was not called.
+
+    Rows of other lengths leave holes that the next ones do not fit into, so that the heap grows with every row. What
+    was given back costs nothing until it is used again, and a row's worth of pages is cleared in a moment.
+    """
+    if _keeps:
+        ctypes.CDLL(None).malloc_trim(0)

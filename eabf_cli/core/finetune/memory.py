@@ -1,10 +1,12 @@
 """Peak memory of a training step, by part, from a configuration alone.
 
-The parts follow what autograd keeps alive. A step has four moments at which memory can be highest:
+The parts follow what autograd keeps alive. A step has these moments at which memory can be highest, the second with a
+restoration loss only, whose backward pass comes first:
 
 | moment | alive beside weights and moments of AdamW |
 |---|---|
 | loss | what all layers kept, autocast's bfloat16 copies of the weights, one chunk's logits, the head's gradient |
+| restoration | the same but for the logits; what all layers kept of a slice, one chunk's predictions of both models |
 | last layer | what all layers kept, the working set of the last one, which is differentiated first, head gradient |
 | first layer | the gradients of all weights, the input and the working set of the first layer |
 | embeddings | the gradients of all weights, and one more the size of the embeddings |
@@ -20,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +33,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from eabf_cli.core import architectures
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.finetune.chunked_loss import DEFAULT_CHUNK_TOKENS
-from eabf_cli.core.finetune.settings import TUNINGS, LoraSettings
+from eabf_cli.core.finetune.settings import RESTORATION_CHUNK_TOKENS, TUNINGS, LoraSettings
 
 GIB = 2**30
 _MIB = 2**20
@@ -58,6 +60,7 @@ PARTS = {
     "activations": "activations kept",
     "working_set": "one layer's working set",
     "loss": "loss chunk",
+    "restoration": "restoration loss",
     "overhead": "process and allocator",
 }
 """Field of a `MemoryEstimate` -> its name for people."""
@@ -69,13 +72,14 @@ class MemoryEstimate:
 
     Attributes:
         seq_len: tokens of the longest sample.
-        moment: of the peak: "loss", "last layer", "first layer" or "embeddings".
+        moment: of the peak: "loss", "restoration", "last layer", "first layer" or "embeddings".
         weights: also autocast's copies of them, where the peak has them.
         gradients: of trained weights.
         optimizer: AdamW's moments.
         activations: what the layers keep for the backward pass (under checkpointing, each layer's input).
         working_set: what one layer holds while it is differentiated, and attention masks.
         loss: hidden states at the head with their gradient, one chunk's logits.
+        restoration: the original model beside one whose weights all change, and what the loss holds at its moment.
         overhead: the process without a model, and freed memory that the allocator does not give back.
     """
 
@@ -89,6 +93,7 @@ class MemoryEstimate:
     activations: int
     working_set: int
     loss: int
+    restoration: int
     overhead: int
 
     @property
@@ -120,6 +125,9 @@ def estimate_memory(
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
     accumulates: bool = True,
     lora: LoraSettings | None = None,
+    restored_tokens: int = 0,
+    teacher_dtype: torch.dtype = torch.float32,
+    lengths_vary: bool = False,
     num_processes: int = 1,
     shard: Shard = "replicate",
 ) -> MemoryEstimate:
@@ -138,6 +146,9 @@ def estimate_memory(
         chunk_tokens: tokens whose logits exist at a time.
         accumulates: an optimizer step has more than one micro-batch on a device.
         lora: what lora and qlora train; the defaults where it is None.
+        restored_tokens: tokens of a sample's slice under the restoration loss; 0 for none.
+        teacher_dtype: of the weights of the original model that it compares with under full tuning (`FrozenTeacher`).
+        lengths_vary: rows are of different lengths.
         num_processes: devices over which `shard` divides.
         shard: "replicate" (data parallel: every device holds all) or "shard" (FSDP2, ZeRO-3: weights, gradients and
             moments are divided, a layer's weights are gathered while it works).
@@ -164,7 +175,9 @@ def estimate_memory(
         accumulates=accumulates,
         mask_bytes=_mask_bytes(shape, seq_len, micro_batch, 2 if mixed_precision else 4),
         pairs=micro_batch * seq_len**2,
+        restored_tokens=micro_batch * min(restored_tokens, seq_len),
     )
+    teacher = shape.parameters * teacher_dtype.itemsize if restored_tokens and tuning == "full" else 0
     divisor = num_processes if shard == "shard" else 1
     peak = max((moment.divided(divisor) for moment in step.moments()), key=lambda moment: moment.total)
     gathered = _gathered_bytes(shape, weights) if divisor > 1 else 0
@@ -179,7 +192,9 @@ def estimate_memory(
         activations=peak.activations,
         working_set=peak.working_set,
         loss=peak.loss,
-        overhead=_overhead(step, device_type),
+        restoration=teacher + peak.restoration,
+        overhead=_overhead(step, device_type)
+        + (round(_HOLES_OF_LENGTHS * peak.activations) if lengths_vary and device_type != "cuda" else 0),
     )
 
 
@@ -416,6 +431,10 @@ _NORM_BYTES = 8
 _EAGER_KEPT = 8
 _EAGER_WORKING_SET = 11
 
+# Bytes for each prediction of a chunk of the restoration loss in its backward pass: five float32 numbers, among them
+# the logarithms of both models' probabilities.
+_DIVERGENCE_BYTES = 20
+
 
 class _Moment(NamedTuple):
     """Bytes at one moment of a step, beside weights and optimizer."""
@@ -426,10 +445,11 @@ class _Moment(NamedTuple):
     activations: int = 0
     working_set: int = 0
     loss: int = 0
+    restoration: int = 0
 
     @property
     def total(self) -> int:
-        return self.gradients + self.weight_copies + self.activations + self.working_set + self.loss
+        return self.gradients + self.weight_copies + self.activations + self.working_set + self.loss + self.restoration
 
     def divided(self, divisor: int) -> _Moment:
         """The same on one of several devices that divide the weights: gathered ones are cast, and not kept."""
@@ -452,8 +472,12 @@ class _Step:
     accumulates: bool
     mask_bytes: int
     pairs: int
+    restored_tokens: int
 
     def moments(self) -> tuple[_Moment, ...]:
+        return (*self._moments_of_loss(), *self._moments_of_restoration())
+
+    def _moments_of_loss(self) -> tuple[_Moment, ...]:
         all_gradients = 4 * self.weights.trained
         head = 4 * self.weights.trained_head
         before = all_gradients if self.accumulates else 0
@@ -472,7 +496,7 @@ class _Step:
             ),
             _Moment(
                 "last layer",
-                before + waiting if self.accumulates else head,
+                (before + waiting if self.accumulates else head) + self._restored_gradients,
                 weight_copies=0 if self.checkpointing else 2 * self.weights.copied,
                 activations=kept * self.shape.num_layers,
                 working_set=working_set,
@@ -484,6 +508,35 @@ class _Step:
                 working_set=self.tokens * 4 * self.shape.hidden,
             ),
         )
+
+    def _moments_of_restoration(self) -> tuple[_Moment, ...]:
+        if not self.restored_tokens:
+            return ()
+        slices = replace(
+            self, tokens=self.restored_tokens, pairs=self.pairs * self.restored_tokens**2 // self.tokens**2
+        )
+        predictions = min(RESTORATION_CHUNK_TOKENS, self.restored_tokens) * self.shape.vocabulary
+        return (
+            _Moment(
+                "restoration",
+                4 * ((self.weights.trained if self.accumulates else 0) + self.weights.trained_head),
+                weight_copies=self._weight_copies,
+                activations=self._kept_bytes * self.shape.num_layers,
+                loss=self._head_bytes,
+                restoration=slices._kept_bytes * self.shape.num_layers + _DIVERGENCE_BYTES * predictions,
+            ),
+        )
+
+    @property
+    def _restored_gradients(self) -> int:
+        """The restoration loss's gradients, which autograd holds until those of the samples' loss are added to them.
+
+        Under autocast they are those of the bfloat16 copies, which both passes share.
+        """
+        if not self.restored_tokens:
+            return 0
+        copied = self.weights.copied if self.mixed_precision else 0
+        return 4 * (self.weights.trained - copied) + 2 * copied
 
     @property
     def stream_bytes(self) -> int:
@@ -529,9 +582,12 @@ class _Step:
         A chunk has float32 logits, which become their own gradient, and under autocast the bfloat16 ones they come
         from; under a soft cap its slope as well.
         """
-        hidden = 4 * 4 * self.tokens * self.shape.hidden
         logit_bytes = 4 + (2 if self.mixed_precision else 0) + (4 if self.shape.has_soft_cap else 0)
-        return hidden + logit_bytes * self.chunk_tokens * self.shape.vocabulary
+        return self._head_bytes + logit_bytes * self.chunk_tokens * self.shape.vocabulary
+
+    @property
+    def _head_bytes(self) -> int:
+        return 4 * 4 * self.tokens * self.shape.hidden
 
 
 # --- What a process has beside tensors ------------------------------------------------------------------
@@ -549,6 +605,10 @@ _HEAP_BLOCK = 32 * _MIB
 _HOLES_PER_LAYER = {"full": 0.45, "lora": 0.42, "qlora": 0.68}
 # Without checkpointing: an adapter's output, the same scaled and the sum with the base's come and go in every layer.
 _HOLES_PER_WHOLE_LAYER = _HOLES_PER_LAYER | {"lora": 1.0}
+
+# Rows of other lengths do not fit into each other's holes. Fitted to the demo model, 32 rows of 2,030 to 2,040 tokens,
+# freed memory given back after every row (core/allocator.py), all weights and adapters, with and without autocast.
+_HOLES_OF_LENGTHS = 0.5
 
 
 def _overhead(step: _Step, device_type: str) -> int:

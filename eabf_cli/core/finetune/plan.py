@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
@@ -35,6 +36,8 @@ from eabf_cli.core.processes import is_sharded, num_processes, num_replicas
 from eabf_cli.core.report import PatchReport, plan_patch
 from eabf_cli.core.resolution import Resolution
 from eabf_cli.core.sources import ModelSource, find_model
+
+logger = logging.getLogger(__name__)
 
 # Checkpoints on the way, unless told otherwise.
 _NUM_SAVES = 5
@@ -264,6 +267,9 @@ def make_plan(config: FinetuneConfig, target: FinetuneTarget) -> FinetunePlan:
             optimizer=recipe.optimizer,
             accumulates=recipe.batch_size > settings.micro_batch_size * num_replicas(),
             lora=config.lora,
+            restored_tokens=_restored_tokens(config, target),
+            teacher_dtype=_teacher_dtype(config, target, mixed_precision=settings.mixed_precision),
+            lengths_vary=len({len(row.input_ids) for row in rows.samples}) > 1,
             num_processes=num_processes(),
             shard="shard" if is_sharded() else "replicate",
         )
@@ -271,6 +277,8 @@ def make_plan(config: FinetuneConfig, target: FinetuneTarget) -> FinetunePlan:
     }
     available = available_memory(device)
     tuning, reason = _choose_tuning(config, target, memory, available)
+    if config.tuning == "auto" and tuning == "full" and (config.lora != LoraSettings() or not config.merge):
+        logger.warning("full tuning was chosen (%s): what was set for adapters has no effect", reason)
     row_recipe = _in_rows(config, recipes[tuning], samples, rows)
     return FinetunePlan(
         **vars(target),
@@ -325,6 +333,17 @@ def _train_settings(
         report_to=config.report_to,
         show_progress=config.show_progress,
     )
+
+
+def _restored_tokens(config: FinetuneConfig, target: FinetuneTarget) -> int:
+    """Tokens of a slice under the restoration loss; 0 without one."""
+    return 0 if config.restoration is None else min(config.restoration.length or target.window, target.window)
+
+
+def _teacher_dtype(config: FinetuneConfig, target: FinetuneTarget, *, mixed_precision: bool) -> torch.dtype:
+    """What a copy of the original model is held in; a folder without weights may not tell, and the widest counts."""
+    stored = target.resolution.base_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    return stored if mixed_precision and isinstance(stored, torch.dtype) else torch.float32
 
 
 def _recipe(config: FinetuneConfig, target: FinetuneTarget, num_samples: int, tuning: str) -> Recipe:
@@ -393,12 +412,13 @@ def _choose_tuning(
     if config.tuning != "auto":
         reason = "as the run was started" if config.resume else "as asked for"
         return config.tuning, reason if fits(memory[config.tuning], available) else f"{reason}; it may not fit"
+    can_quantize = _can_quantize(config, target)
     try:
-        choice = choose_tuning(memory, available, can_quantize=_can_quantize(config, target))
+        choice = choose_tuning(memory, available, can_quantize=can_quantize)
     except InsufficientMemoryError as error:
         if not config.dry_run:
             raise
-        return TUNINGS[-1], str(error)
+        return "qlora" if can_quantize else "lora", str(error)
     return choice.tuning, choice.reason
 
 

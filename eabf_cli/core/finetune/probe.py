@@ -16,6 +16,7 @@ from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.finetune.memory import GIB
 from eabf_cli.core.finetune.metrics import read_metrics
 from eabf_cli.core.finetune.recipe import Recipe
+from eabf_cli.core.finetune.restoration import Restoration
 from eabf_cli.core.finetune.settings import TrainSettings
 from eabf_cli.core.finetune.training import train
 
@@ -56,6 +57,7 @@ def probe(
     *,
     settings: TrainSettings,
     collator: SampleCollator,
+    restoration: Restoration | None = None,
 ) -> ProbeResult:
     """Train two optimizer steps on the longest sample, as a run would.
 
@@ -65,6 +67,8 @@ def probe(
     Args:
         model: ready to be trained. It is changed: two steps of training are on it afterwards.
         samples, recipe: of the run.
+        restoration: a loss that is added in every forward pass here; in a run that has it in a share of them, it takes
+            as much memory, and less time.
     """
     device = next(model.parameters()).device
     longest = max(samples.samples, key=lambda sample: len(sample.input_ids))
@@ -79,6 +83,7 @@ def probe(
             replace(settings, save_steps=None, report_to=()),
             folder=Path(folder),
             collator=collator,
+            restoration=restoration,
         )
         # The first step has what comes once: kernels are chosen, memory is asked for.
         last = read_metrics(Path(folder))[-1]

@@ -21,12 +21,9 @@ from transformers import PreTrainedModel
 
 from eabf_cli.core.architectures import decoder, logits_transform
 from eabf_cli.core.data.sample_set import IGNORE_INDEX
-from eabf_cli.core.finetune.settings import RestorationConfig
+from eabf_cli.core.finetune.settings import RESTORATION_CHUNK_TOKENS, RestorationConfig
 from eabf_cli.core.finetune.tuning import put_method
 from eabf_cli.core.resolution import Resolution
-
-CHUNK_TOKENS = 256
-"""Tokens whose predictions are in memory at a time."""
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states (tokens, hidden) to logits (tokens, vocabulary)."""
@@ -38,7 +35,7 @@ def restoration_loss(
     student_head: Head,
     teacher_head: Head,
     *,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int = RESTORATION_CHUNK_TOKENS,
 ) -> Tensor:
     """Mean over tokens of KL(teacher || student) = sum_v p_v (ln p_v - ln q_v), in nats and float32.
 

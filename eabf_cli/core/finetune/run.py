@@ -178,9 +178,16 @@ class _Run:
         """Two real steps on the longest row: the memory and time that the run will need."""
         plan = self.plan
         model = self._load()
+        teacher = self._frozen_teacher(model)
         put_method(model, plan.resolution)
+        tuned = self._trainable(model)
         found = probe(
-            self._trainable(model), plan.rows, plan.row_recipe, settings=plan.settings, collator=plan.collator
+            tuned,
+            plan.rows,
+            plan.row_recipe,
+            settings=plan.settings,
+            collator=plan.collator,
+            restoration=self._restoration(model, tuned, teacher, share=1.0),
         )
         return found.to_dict()
 
@@ -224,11 +231,14 @@ class _Run:
             return None
         return FrozenTeacher(model, self.final_dtype if self.mixed_precision else torch.float32)
 
-    def _restoration(self, model: PreTrainedModel, tuned: PreTrainedModel, teacher: Teacher | None) -> Any:
-        if self.config.restoration is None:
+    def _restoration(
+        self, model: PreTrainedModel, tuned: PreTrainedModel, teacher: Teacher | None, *, share: float | None = None
+    ) -> Restoration | None:
+        config = self.config.restoration
+        if config is None:
             return None
         return Restoration(
-            self.config.restoration,
+            config if share is None else replace(config, share=share),
             model=model,
             teacher=teacher or AdapterTeacher(tuned, self.plan.resolution, self.plan.stored),
             window=self.plan.window,

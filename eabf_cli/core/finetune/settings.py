@@ -11,6 +11,9 @@ TUNINGS = ("full", "lora", "qlora")
 
 TUNING_NAMES = ("auto", *TUNINGS)
 
+RESTORATION_CHUNK_TOKENS = 256
+"""Tokens whose predictions the restoration loss has in memory at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from eabf_cli.core.allocator import give_back_freed_memory
 from eabf_cli.core.data.sample_set import SampleSet
 from eabf_cli.core.data.samples import SampleCollator
 from eabf_cli.core.devices import peak_memory_gib
@@ -96,13 +97,14 @@ def train(
     restored = restoration.attached(first_micro_batch) if restoration is not None else contextlib.nullcontext()
     with _as_it_was(model), chunked_loss(model), restored, stop_requests() as request:
         stopper = StopWithCheckpoint(request, saves=settings.save_steps is not None)
+        manifest = _Manifest(started, started if run_started is None else run_started)
         trainer = _SampleTrainer(
             model=model,
             args=arguments,
             train_dataset=samples,
             data_collator=collator,
             samples_per_epoch=num_steps // recipe.epochs * recipe.batch_size,
-            callbacks=[progress, stopper, _Manifest(started, started if run_started is None else run_started)],
+            callbacks=[progress, stopper, _FreedMemory(), manifest],
         )
         trainer.remove_callback(PrinterCallback)
         _check_sharding(trainer)
@@ -156,6 +158,18 @@ def _lost(samples: Any, indices: list[int], state: TrainerState) -> str:
         f"the loss is no number at step {state.global_step + 1} of {state.max_steps}, on {origins}: look at that "
         "sample, try a lower --learning-rate, or --dtype float32"
     )
+
+
+class _FreedMemory(TrainerCallback):
+    """Keeps the heap from growing with every row of another length."""
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        give_back_freed_memory()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        give_back_freed_memory()
 
 
 class _Manifest(TrainerCallback):

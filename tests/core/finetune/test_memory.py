@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from eabf_cli.core import architectures
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.finetune.chunked_loss import chunked_loss
 from eabf_cli.core.finetune.memory import GIB, OPTIMIZER_BYTES, MemoryEstimate, estimate_memory
+from eabf_cli.core.finetune.restoration import AdapterTeacher, FrozenTeacher, Restoration
+from eabf_cli.core.finetune.settings import RestorationConfig
 from eabf_cli.core.finetune.tuning import TUNINGS, LoraSettings, load_for_tuning, make_trainable
-from eabf_cli.core.patching import apply_method
+from eabf_cli.core.patching import apply_method, apply_resolution
+from eabf_cli.core.resolution import resolve_scaling
+from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.core.sources import find_model
 from tests.architectures import ARCHITECTURE_CONFIGS
 from tests.tiny_llama import write_tiny_llama
@@ -116,11 +121,12 @@ def test_optimizer_bytes() -> None:
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that are alive, but for the weights, and the most that there were at a time."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, *models: PreTrainedModel) -> None:
         super().__init__()
         self.now = self.peak = 0
         # Views of weights are no memory of the step.
-        self._seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        held = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
+        self._seen = {tensor.untyped_storage()._cdata for tensor in held}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -143,11 +149,19 @@ class _LiveBytes(TorchDispatchMode):
         self.now -= num_bytes
 
 
-def live_bytes_of_a_step(model: PreTrainedModel, seq_len: int, *, mixed_precision: bool, micro_batches: int) -> int:
-    """Peak bytes of tensors that a step makes: no weights, no optimizer."""
+def live_bytes_of_a_step(
+    model: PreTrainedModel,
+    seq_len: int,
+    *,
+    mixed_precision: bool,
+    micro_batches: int,
+    other: PreTrainedModel | None = None,
+    further_loss: AbstractContextManager[None] | None = None,
+) -> int:
+    """Peak bytes of tensors that a step makes: no weights (of another model in use neither), no optimizer."""
     ids = torch.randint(3, model.config.vocab_size, (1, seq_len), generator=torch.Generator().manual_seed(0))
-    live = _LiveBytes(model)
-    with chunked_loss(model, chunk_tokens=CHUNK_TOKENS), live:
+    live = _LiveBytes(*((model,) if other is None else (model, other)))
+    with chunked_loss(model, chunk_tokens=CHUNK_TOKENS), further_loss or nullcontext(), live:
         for _ in range(micro_batches):
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
                 loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -192,6 +206,65 @@ def test_a_step_holds_what_is_estimated(
     copies = found.weights - held if held is not None else 0
     expected = copies + found.gradients + found.activations + found.working_set + found.loss
     assert expected == pytest.approx(measured, rel=0.06), found.moment
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(("tuning", "mixed_precision"), [("full", True), ("full", False), ("lora", True)])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"vocab_size": 64, "hidden_size": 256}, {"vocab_size": 16_384, "hidden_size": 64}],
+    ids=["wide layers", "large vocabulary"],
+)
+def test_a_step_with_the_restoration_loss_holds_what_is_estimated(
+    tmp_path: Path, sizes: dict[str, int], tuning: str, mixed_precision: bool, checkpointing: bool
+) -> None:
+    folder = write_tiny_llama(
+        tmp_path / "model", max_position_embeddings=256, intermediate_size=640, num_hidden_layers=4, **sizes
+    )
+    model = load_for_tuning(folder, tuning=tuning, device="cpu", mixed_precision=mixed_precision)
+    config, dtype = model.config, torch.bfloat16 if mixed_precision else torch.float32
+    resolution = resolve_scaling(config, RopeScalingConfig(factor=4.0))
+    frozen = FrozenTeacher(model, dtype)
+    apply_resolution(model, resolution)
+    trained = make_trainable(model, tuning, source=find_model(folder)).train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        if tuning != "full":
+            model.enable_input_require_grads()
+    restoration = Restoration(
+        RestorationConfig(share=1.0),
+        model=model,
+        teacher=frozen if tuning == "full" else AdapterTeacher(trained, resolution),
+        window=256,
+        bos_token_id=1,
+        seed=1,
+    )
+    measured = live_bytes_of_a_step(
+        trained,
+        1024,
+        mixed_precision=mixed_precision,
+        micro_batches=2,
+        other=frozen.model,
+        further_loss=restoration.attached(),
+    )
+
+    options: dict[str, Any] = {"tuning": tuning, "mixed_precision": mixed_precision, "checkpointing": checkpointing}
+    restored = {"restored_tokens": 256, "teacher_dtype": dtype}
+    found = estimate(config, seq_len=1024, chunk_tokens=CHUNK_TOKENS, **options, **restored)
+    held = estimate(config, seq_len=1, **options | {"mixed_precision": False}).weights if tuning == "full" else None
+    copies = found.weights - held if held is not None else 0
+    copied = sum(weight.nbytes for weight in frozen.model.parameters()) if tuning == "full" else 0
+    expected = copies + found.gradients + found.activations + found.working_set + found.loss
+    assert expected + found.restoration - copied == pytest.approx(measured, rel=0.1), found.moment
+
+
+def test_the_restoration_loss_is_a_part_of_its_own() -> None:
+    restored = estimate(restored_tokens=4096, teacher_dtype=torch.bfloat16)
+    assert restored.restoration >= 2 * LLAMA_2_7B_WEIGHTS
+    assert restored.to_dict()["restoration_gib"] == pytest.approx(restored.restoration / GIB, abs=1e-3)
+    # Adapters have their original model below them.
+    assert estimate(tuning="lora", restored_tokens=4096).restoration < LLAMA_2_7B_WEIGHTS
+    assert estimate().restoration == 0
 
 
 # Sizes of a usual ratio; what differs in a family: norms, gate, experts, sliding layers (with masks), eager attention.
@@ -281,6 +354,8 @@ def test_more_needs_more(name: str, options: dict[str, Any], more: int) -> None:
     assert tensors(num_processes=8, shard="replicate") == now
     assert tensors(checkpointing=True) <= tensors(checkpointing=False)
     divided = estimate(CONFIGS[name], **options | {"num_processes": 8, "shard": "shard"})
+    varying, same = (estimate(CONFIGS[name], **options, lengths_vary=vary) for vary in (True, False))
+    assert (varying.total > same.total) == (options["device_type"] == "cpu" and same.activations > 0)
     assert divided.optimizer == pytest.approx(estimate(CONFIGS[name], **options).optimizer / 8, abs=1)
 
 

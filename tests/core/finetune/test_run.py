@@ -22,6 +22,9 @@ from eabf_cli.core.evaluation import EvalConfig, evaluate
 from eabf_cli.core.finetune import run as finetune_run
 from eabf_cli.core.finetune import run_folder
 from eabf_cli.core.finetune.control import cut_samples
+from eabf_cli.core.finetune.memory import PARTS
+from eabf_cli.core.finetune.plan import find_target, make_plan
+from eabf_cli.core.finetune.restoration import Restoration
 from eabf_cli.core.finetune.run import FinetuneConfig, finetune
 from eabf_cli.core.finetune.settings import RestorationConfig
 from eabf_cli.core.patch_checkpoint import MethodRequest
@@ -215,13 +218,45 @@ def test_a_plan_needs_no_weights_and_may_not_fit(
     assert planned["memory"]["fits"] == []
     assert "no tuning fits" in planned["tuning_reason"]
     assert sum(entry["count"] for entry in planned["length_histogram"]) == 8
-    parts = ("weights", "gradients", "optimizer", "activations", "working_set", "loss", "overhead")
+    parts = PARTS
     for tuning in ("full", "lora", "qlora"):
         estimate = planned["memory"]["tunings"][tuning]
         assert sum(estimate[f"{part}_gib"] for part in parts) == pytest.approx(estimate["total_gib"], abs=0.01)
     with pytest.raises(InvalidConfigError, match="no tuning fits"):
         finetune(replace(config, output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("is_installed", "tuning"), [(True, "qlora"), (False, "lora")])
+def test_a_plan_that_does_not_fit_names_the_smallest_tuning_that_can_be_had(
+    is_installed: bool, tuning: str, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*_: Any, **__: Any) -> None:
+        if not is_installed:
+            raise EabfError("bitsandbytes is not installed")
+
+    monkeypatch.setattr("eabf_cli.core.finetune.plan.available_memory", lambda _: 1000)
+    monkeypatch.setattr("eabf_cli.core.finetune.plan.check_tuning", check)
+    assert finetune(replace(config, dry_run=True))["tuning"] == tuning
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_restoration_loss_is_planned_and_probed(
+    tuning: str, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+    take_mean = Restoration.take_mean
+    monkeypatch.setattr(Restoration, "take_mean", lambda self: measured.append(take_mean(self) or 0) or measured[-1])
+    restored = replace(config, tuning=tuning, restoration=RestorationConfig(share=0.1), dry_run=True, probe=True)
+    finetune(restored)
+    # Both steps have the loss, though a share of a tenth would leave it out; the first one's divergence may be 0.
+    assert len(measured) == 2
+    assert measured[1] > 0
+    found, without = (make_plan(given, find_target(given)).memory for given in (restored, config))
+    num_weights = sum(weight.numel() for weight in load_model(config.model).parameters())
+    assert found["full"].restoration - found["lora"].restoration >= 2 * num_weights
+    assert [without[name].restoration for name in without] == [0, 0, 0]
+    assert found["full"].total > without["full"].total
 
 
 def test_a_probe_measures_two_steps_and_writes_nothing(config: FinetuneConfig, tmp_path: Path) -> None:
