@@ -11,9 +11,10 @@ from click.core import ParameterSource
 from eabf_cli import options, output
 from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooShort
 from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
+from eabf_cli.core.errors import EabfError
 from eabf_cli.core.finetune.recipe import OPTIMIZERS
 from eabf_cli.core.finetune.settings import LoraSettings, RestorationConfig, TrainSettings
-from eabf_cli.core.processes import is_main_process
+from eabf_cli.core.processes import is_main_process, is_to_tell
 
 data_options = options.bundle(
     click.option(
@@ -137,7 +138,12 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
     )
     if not dataset:
         output.status(f"No --dataset given: using the demo data {DEMO_DATASET}. Name your own with --dataset FILE.")
-    result = run(config)
+    try:
+        result = run(config)
+    except EabfError as error:
+        if is_to_tell(str(error)):
+            raise
+        click.get_current_context().exit(1)
     if not is_main_process():
         return
     for message in (*result["notes"], *result["data_notes"]):

@@ -7,6 +7,9 @@ from datetime import timedelta
 
 # One process may measure a model, or copy a large one, while the others wait for it.
 _TIMEOUT = timedelta(hours=4)
+# How long a process that fails waits for the main one to fail with the same words.
+_TELLING_TIMEOUT = timedelta(seconds=5)
+_TOLD_KEY = "eabf/told"
 
 
 def num_processes() -> int:
@@ -51,6 +54,32 @@ def wait_for_everyone() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def is_to_tell(message: str) -> bool:
+    """Whether this process is the one to tell an error: the main one, and any whose error the main one does not have.
+
+    The main one leaves its words in the launcher's store, where the others look for them.
+    """
+    if num_processes() == 1:
+        return True
+    from torch.distributed import DistError, TCPStore
+
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=_TELLING_TIMEOUT,
+        )
+        if is_main_process():
+            store.set(_TOLD_KEY, message)
+            return True
+        told: bytes = store.get(_TOLD_KEY)
+    except (DistError, KeyError):
+        return True
+    return told.decode() != message
 
 
 def leave_processes() -> None:

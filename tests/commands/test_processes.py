@@ -93,7 +93,32 @@ def test_what_cannot_be_shared_out_is_refused_by_all(tiny_llama_folder: Path, te
     arguments = [*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run", "--batch-size", 3]
     refused = launch(arguments, workdir)
     assert refused.returncode != 0
-    assert "batch size 3 cannot be shared out to 2 processes" in refused.stderr
+    assert refused.stderr.count("batch size 3 cannot be shared out to 2 processes") == 1
+
+
+ALONE = """
+import os
+from eabf_cli.cli import main
+from eabf_cli.core.errors import CheckpointError
+from eabf_cli.core.finetune import run
+
+def check_folder(*arguments):
+    if os.environ["RANK"] == "1":
+        raise CheckpointError("no space on this machine")
+
+run.check_folder = check_folder
+main(prog_name="eabf")
+"""
+
+
+def test_what_goes_wrong_in_one_process_alone_is_told_by_it(
+    tiny_llama_folder: Path, texts_file: Path, workdir: Path
+) -> None:
+    (workdir / "alone.py").write_text(ALONE)
+    arguments = [*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run"]
+    refused = launch(arguments, workdir, program=("alone.py",))
+    assert refused.returncode != 0
+    assert refused.stderr.count("Error: no space on this machine") == 1
 
 
 LATE = """
