@@ -97,14 +97,16 @@ def train(
     restored = restoration.attached(first_micro_batch) if restoration is not None else contextlib.nullcontext()
     with _as_it_was(model), chunked_loss(model), restored, stop_requests() as request:
         stopper = StopWithCheckpoint(request, saves=settings.save_steps is not None)
-        manifest = _Manifest(started, started if run_started is None else run_started)
+        callbacks = [progress, stopper, _Manifest(started, started if run_started is None else run_started)]
+        if len({len(row.input_ids) for row in samples.samples}) > 1:
+            callbacks.append(_FreedMemory())
         trainer = _SampleTrainer(
             model=model,
             args=arguments,
             train_dataset=samples,
             data_collator=collator,
             samples_per_epoch=num_steps // recipe.epochs * recipe.batch_size,
-            callbacks=[progress, stopper, _FreedMemory(), manifest],
+            callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
         _check_sharding(trainer)
@@ -161,7 +163,10 @@ def _lost(samples: Any, indices: list[int], state: TrainerState) -> str:
 
 
 class _FreedMemory(TrainerCallback):
-    """Keeps the heap from growing with every row of another length."""
+    """Keeps the heap from growing with every row of another length.
+
+    Rows of one length fit into each other's holes, and need not pay for pages that are cleared anew.
+    """
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -211,6 +211,20 @@ def test_the_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
     assert 500 < elapsed_at(tmp_path / "resumed" / "checkpoint-8").train_s <= result.wall_s
 
 
+def test_freed_memory_is_given_back_between_rows_of_different_lengths_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("eabf_cli.core.finetune.training.give_back_freed_memory", lambda: calls.append(None))
+    recipe = Recipe(learning_rate=3e-3, epochs=1, batch_size=2)
+    run(small_model(), tmp_path / "level", samples(4), recipe)
+    assert calls == []
+    rows = (*samples(2).samples, *samples(2, length=20).samples)
+    run(small_model(), tmp_path / "mixed", replace(samples(4), samples=rows), recipe)
+    # Two steps of two rows.
+    assert len(calls) == 4
+
+
 @given(micro_batch_size=st.integers(1, 6), replicas=st.integers(1, 6), batch_size=st.integers(1, 60))
 def test_a_batch_is_shared_out_whole_or_refused(micro_batch_size: int, replicas: int, batch_size: int) -> None:
     if batch_size % (micro_batch_size * replicas):
