@@ -12,7 +12,8 @@ from formatting import COMPARED, judgement_text, listed
 from verdicts import HOLDS, HOLDS_HERE, MISSING, OPEN, REVERSED, REVERSED_HERE, Claim, Judgement, judge
 
 RULE = """A variant beats a rival if it is better beyond the window on retrieval or on the loss, and worse on neither
-of them, beyond the window or inside. It wins if it beats EABF as published, the tuned ABF and the tuned YaRN."""
+of them, beyond the window or inside. It wins if it beats EABF as published, the tuned ABF and the tuned YaRN. Beyond
+the window ends at the target that they are trained for; the tables of the lengths go further."""
 
 _MEASUREMENTS = {RETRIEVAL: "retrieval", LOSS: "loss"}
 _SPANS = {WINDOW: "inside", TARGET_WINDOW: "beyond"}
@@ -57,11 +58,15 @@ def duels(names: Iterable[str], rivals: Sequence[str], runs: Mapping[str, Runs])
 
 
 def conclusions(fought: Sequence[Duel]) -> list[str]:
-    """A sentence for each variant: what it beats, how surely, and what keeps it from winning."""
+    """A sentence for each variant: what it beats, how surely, and what keeps it from winning; last, if none wins."""
     by_name: dict[str, list[Duel]] = {}
     for duel in fought:
         by_name.setdefault(duel.name, []).append(duel)
-    return [_conclusion(name, own) for name, own in by_name.items()]
+    found = [_conclusion(name, own) for name, own in by_name.items()]
+    verdicts = [{duel.verdict for duel in own if duel.rival != _NOT_NEEDED} for own in by_name.values()]
+    if verdicts and all(MISSING not in those and not those <= {HOLDS, HOLDS_HERE} for those in verdicts):
+        found.append("**No variant wins**, so the table of methods gets no new one.")
+    return found
 
 
 def duel_rows(fought: Sequence[Duel]) -> list[tuple[str, ...]]:

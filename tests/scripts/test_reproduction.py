@@ -421,8 +421,9 @@ def test_a_variant_wins_if_it_is_better_beyond_the_window_and_nowhere_worse(
     measured["new"] = runs("new", found, loss=loss, seeds=CONFIRMATION_SEEDS)
     fought = duels(["new"], rivals, spanned(measured))
     assert {row[-1].strip("*").removesuffix(" here") for row in duel_rows(fought)} == {verdict}
-    (conclusion,) = conclusions(fought)
+    conclusion, *none_wins = conclusions(fought)
     assert ends in conclusion
+    assert bool(none_wins) == (ends != "wins")
 
 
 def test_a_variant_wins_only_against_all_that_it_has_to_beat() -> None:
@@ -433,7 +434,8 @@ def test_a_variant_wins_only_against_all_that_it_has_to_beat() -> None:
     levels = {"new": 0.7, "eabf": 0.4, "abf-tuned": 0.4, "yarn-tuned": 0.95, "eabf-tuned": 0.95}
     measured = {name: runs(name, found, seeds=CONFIRMATION_SEEDS) for name, found in levels.items()}
     rivals = [name for name in levels if name != "new"]
-    (conclusion,) = conclusions(duels(["new"], rivals, spanned(measured)))
+    conclusion, none_wins = conclusions(duels(["new"], rivals, spanned(measured)))
+    assert none_wins.startswith("**No variant wins**")
     assert conclusion.startswith("`new` beats `eabf` and `abf-tuned`, but not `yarn-tuned` (")
 
     # The tuned EABF is shown, and need not be beaten.
