@@ -23,7 +23,7 @@ from choosing import tuned_cells
 from confirming import confirmation_cells
 from estimates import Runs, level, read_runs
 from extrapolation_section import extrapolation_findings, extrapolation_section
-from formatting import counted, half_width, listed, paragraph, table
+from formatting import bullets, counted, half_width, listed, paragraph, table
 from further_sections import ablation_section, larger_model_section, tuning_section
 from pictures import write_picture
 from running import read_cell
@@ -159,9 +159,8 @@ def _how_to_read() -> str:
                 """Verdicts come from the paired bootstrap with Holm's correction over all that is judged together, at
                 95 %:"""
             ),
-            "\n".join(
-                paragraph(f"- {text}", indent="  ")
-                for text in (
+            bullets(
+                (
                     "**holds**, **better**, **rises** (**reversed**, **worse**, **falls**): told apart over seeds and "
                     "trials, so to be expected of other draws of samples, too;",
                     "holds here, better here, rises here (reversed here, worse here, falls here): told apart over the "

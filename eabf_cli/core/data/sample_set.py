@@ -107,6 +107,11 @@ class SampleSet:
         """Tokens of the longest row."""
         return max(len(sample.input_ids) for sample in self.samples)
 
+    @property
+    def has_different_rows(self) -> bool:
+        """Not all rows have as many tokens."""
+        return len({len(sample.input_ids) for sample in self.samples}) > 1
+
     def origin(self, index: int) -> str:
         """Where a row comes from, for messages."""
         return self.samples[index].origin or f"sample {index + 1} of {len(self)}"
