@@ -60,6 +60,7 @@ summary_options = options.bundle(
     click.option("--top-k", type=int, help="Draw from this many likeliest tokens."),
     click.option("--check", is_flag=True, help="Plant facts in the document, ask for them, and count the answers."),
     click.option("--load-in-4bit", is_flag=True, help="Load the weights in 4 bits (needs bitsandbytes)."),
+    click.option("--compile", is_flag=True, help="Compile the step that writes a token; for many files on a GPU."),
 )
 file_options = options.bundle(
     click.option(

@@ -1,12 +1,15 @@
-"""Key-value caches that are allocated once and can be cut back."""
+"""Key-value caches that are allocated once: such that can be cut back, and such for compiled code."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+# The length of a fixed cache is a multiple of it, so that prompts of about one length share their compiled code.
+_FIXED_STEP = 2048
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -87,3 +90,25 @@ def _layer(layer: DynamicLayer, max_length: int, rewinds: bool) -> DynamicLayer:
 def forget_after(cache: DynamicCache, num_tokens: int) -> None:
     """Leave the first so many tokens in a cache."""
     cache.crop(num_tokens - cache.get_seq_length())
+
+
+def can_be_fixed(config: PretrainedConfig) -> bool:
+    """Whether every layer of a model sees all tokens, as `fixed_cache` needs it."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def fixed_cache(model: PreTrainedModel, cache: Cache, num_tokens: int, max_length: int) -> StaticCache:
+    """Move the first so many tokens of a cache into one whose shapes stay, as compiled code needs them.
+
+    The layers are moved one after the other, and `cache` is empty afterwards: never more than one layer's keys and
+    values are in memory twice.
+
+    Args:
+        max_length: tokens that it must hold; it holds up to 2,047 more.
+    """
+    fixed = StaticCache(config=model.config, max_cache_len=-(-max_length // _FIXED_STEP) * _FIXED_STEP)
+    for number, layer in enumerate(fixed.layers if num_tokens else ()):
+        filled = cache.layers[number]
+        layer.update(filled.keys[:, :, :num_tokens], filled.values[:, :, :num_tokens])
+        cache.layers[number] = DynamicLayer()
+    return fixed

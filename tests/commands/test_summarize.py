@@ -23,6 +23,8 @@ from eabf_cli.core.summarize import check, loading
 from eabf_cli.core.summarize.default_model import GGUF_FILE, HUB_MODEL, cached_model_path, default_model
 from eabf_cli.core.summarize.generation import Generator, Written
 from eabf_cli.core.summarize.window import choose_window
+from tests.architectures import build_tiny_model
+from tests.byte_tokenizer import byte_tokenizer
 from tests.conftest import Eabf
 from tests.core.documents.pdf_builder import Page, build_pdf, make_words
 from tests.core.test_gguf import write_gguf
@@ -410,6 +412,15 @@ def test_bad_input_is_one_message(arguments: list[str], said: str, eabf: Eabf, n
 def test_4_bits_need_a_checkpoint_in_safetensors(eabf: Eabf, notes: Path, workdir: Path) -> None:
     write_gguf(tiny_llama(tie_word_embeddings=False), workdir / "tiny.gguf")
     assert "GGUF" in refusal(eabf("summarize", notes, "-m", "tiny.gguf", "--load-in-4bit"))
+
+
+def test_a_model_with_a_sliding_window_is_not_compiled(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    model = build_tiny_model("mistral_sliding")
+    model.save_pretrained("sliding")
+    byte_tokenizer().save_pretrained("sliding")
+    message = refusal(eabf("summarize", notes, "-m", "sliding", "--compile"))
+    assert "--compile" in message
+    assert "sliding" in message
 
 
 def test_4_bits_need_bitsandbytes(eabf: Eabf, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

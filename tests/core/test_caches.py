@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from eabf_cli.core.caches import forget_after, make_cache
+from eabf_cli.core.caches import can_be_fixed, fixed_cache, forget_after, make_cache
 from tests.architectures import SLIDING_WINDOW, build_tiny_model, random_tokens
 
 LENGTH = 60
@@ -59,3 +59,20 @@ def test_more_tokens_than_there_is_room_for_are_an_error() -> None:
     cache = make_cache(model, 10, rewinds=True)
     with pytest.raises(RuntimeError):
         read(model, random_tokens(11), cache)
+
+
+def test_a_fixed_cache_holds_what_was_read_and_can_be_cut_back() -> None:
+    model = build_tiny_model("llama")
+    tokens, other = random_tokens(LENGTH), random_tokens(LENGTH, seed=1)
+    cache = make_cache(model, LENGTH)
+    read(model, tokens, cache)
+    expected = read_whole(model, torch.cat([tokens[:, :40], other[:, 40:]], dim=1))[40:]
+    for _ in range(2):
+        cache = fixed_cache(model, cache, 40, LENGTH)
+        assert {layer.keys.shape[-2] for layer in cache.layers} == {2048}
+        torch.testing.assert_close(read(model, other[:, 40:], cache), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("llama", True), *((name, False) for name in SLIDING)])
+def test_sliding_layers_cannot_be_fixed(name: str, expected: bool) -> None:
+    assert can_be_fixed(build_tiny_model(name).config) is expected

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-from transformers.cache_utils import DynamicCache
+from transformers import (
+    Cache,
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from eabf_cli.core.caches import forget_after, make_cache
+from eabf_cli.core.caches import fixed_cache, forget_after, make_cache
+from eabf_cli.core.summarize import compiling
 from eabf_cli.core.summarize.reading import read_tokens
 from eabf_cli.core.summarize.repetition import looping_from, number_tokens
 from eabf_cli.core.summarize.settings import CHUNK_TOKENS, Sampling
@@ -46,6 +54,7 @@ class Generator:
     """A model with the settings under which it reads and writes, and how long it has taken.
 
     Attributes:
+        compiles: the step that writes a token is compiled, at the first token of each length of cache (caches.py).
         num_read, read_s: tokens of prompts, and seconds over them.
         num_written, write_s: tokens made, and seconds over them.
     """
@@ -56,6 +65,7 @@ class Generator:
     seed: int = 42
     chunk_tokens: int = CHUNK_TOKENS
     show_progress: bool = False
+    compiles: bool = False
     num_read: int = 0
     read_s: float = 0.0
     num_written: int = 0
@@ -92,13 +102,16 @@ class Generator:
             start: the end of the prompt that belongs to the text.
             on_text: gets the text in pieces as they are finished; joined they are the result's text.
         """
-        cache = make_cache(self.model, len(prompt_ids) + max_new_tokens)
+        cache: Cache = make_cache(self.model, len(prompt_ids) + max_new_tokens)
         # The last token is left to `generate`, which needs one to begin with.
         if len(prompt_ids) > 1:
             self.read(prompt_ids[:-1], cache, description)
         self.num_read += 1
-        # Sliding layers, too, must be able to go back to where a loop began.
-        cache.activate_past_recording()
+        if self.compiles:
+            cache = fixed_cache(self.model, cache, len(prompt_ids) - 1, len(prompt_ids) + max_new_tokens)
+        else:
+            # Sliding layers, too, must be able to go back to where a loop began.
+            cache.activate_past_recording()
         writer = SummaryWriter(self.tokenizer, on_text, start=start, numbers=self._numbers)
         torch.manual_seed(self.seed)
         num_made = 0
@@ -112,7 +125,11 @@ class Generator:
             writer.keep(loop)
             if penalty is not None or len(writer.ids) >= max_new_tokens:
                 break
-            forget_after(cache, len(prompt_ids) + len(writer.ids) - 1)
+            num_known = len(prompt_ids) + len(writer.ids) - 1
+            if self.compiles:
+                cache = fixed_cache(self.model, cache, num_known, len(prompt_ids) + max_new_tokens)
+            else:
+                forget_after(cache, num_known)
         self.num_written += num_made
         self.write_s += time.perf_counter() - started
         has_ended = bool(writer.ids) and writer.ids[-1] in self._end_ids()
@@ -130,7 +147,7 @@ class Generator:
         self,
         prompt_ids: Sequence[int],
         writer: SummaryWriter,
-        cache: DynamicCache,
+        cache: Cache,
         max_new_tokens: int,
         penalty: float | None,
     ) -> int | None:
@@ -141,19 +158,23 @@ class Generator:
         if penalty is not None:
             processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=len(prompt_ids)))
         writer.expect_prompt()
-        self.model.generate(
-            input_ids=row,
-            attention_mask=torch.ones_like(row),
-            past_key_values=cache,
-            max_new_tokens=max_new_tokens - len(writer.ids),
-            eos_token_id=sorted(self._end_ids()) or None,
-            pad_token_id=self.pad_id(),
-            repetition_penalty=1.0,
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([watch]),
-            streamer=writer,
-            **self.sampling.generate_options(),
-        )
+        options = self.sampling.generate_options()
+        if self.compiles:
+            options["compile_config"] = compiling.compile_config()
+        with compiling.failures_told() if self.compiles else nullcontext():
+            self.model.generate(
+                input_ids=row,
+                attention_mask=torch.ones_like(row),
+                past_key_values=cache,
+                max_new_tokens=max_new_tokens - len(writer.ids),
+                eos_token_id=sorted(self._end_ids()) or None,
+                pad_token_id=self.pad_id(),
+                repetition_penalty=1.0,
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([watch]),
+                streamer=writer,
+                **options,
+            )
         return watch.second_round
 
     def _end_ids(self) -> set[int]:

@@ -15,6 +15,7 @@ from eabf_cli.core.devices import choose_device, has_fast_bfloat16
 from eabf_cli.core.errors import CheckpointError, InvalidConfigError
 from eabf_cli.core.patching import apply_resolution, describe_patch, remove_method
 from eabf_cli.core.sources import ModelSource, find_model
+from eabf_cli.core.summarize.compiling import check_compilable
 from eabf_cli.core.summarize.default_model import HUB_MODEL, default_model, describe_absence
 from eabf_cli.core.summarize.settings import SummarizeConfig
 from eabf_cli.core.summarize.window import Window
@@ -56,10 +57,13 @@ def find_summarizer(config: SummarizeConfig) -> FoundModel:
     choose_device(config.device)
     if config.load_in_4bit:
         _check_4bit(source)
+    loaded = read_config(source)
+    if config.compile:
+        check_compilable(loaded.config, str(name))
     return FoundModel(
         name=(source.gguf_file or name) if config.model is None else str(name),
         source=source,
-        loaded=read_config(source),
+        loaded=loaded,
         tokenizer=load_tokenizer(name, revision=config.revision, trust_remote_code=config.trust_remote_code),
         is_default=config.model is None,
     )

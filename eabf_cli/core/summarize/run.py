@@ -73,6 +73,7 @@ def summarize_texts(
             seed=config.seed,
             chunk_tokens=config.chunk_tokens,
             show_progress=config.show_progress,
+            compiles=config.compile,
         )
         results = [_summarize_one(document, found, generator, config, on_text) for document in fitted]
     return results[0] if len(results) == 1 else {"summaries": results}

@@ -83,6 +83,7 @@ class SummarizeConfig:
         sampling: greedy unless told otherwise.
         check: plant facts in the document, ask for them and count the answers.
         load_in_4bit: weights in NF4 (needs bitsandbytes).
+        compile: compile the step that writes a token, with a cache of fixed shape.
         chunk_tokens: tokens of the prompt in one forward pass.
         dry_run: count tokens and choose the window; load no weights.
 
@@ -105,6 +106,7 @@ class SummarizeConfig:
     sampling: Sampling = field(default_factory=Sampling)
     check: bool = False
     load_in_4bit: bool = False
+    compile: bool = False
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 42

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
 from eabf_cli.core.caches import forget_after, make_cache
+from eabf_cli.core.errors import UnsupportedModelError
 from eabf_cli.core.patching import apply_eabf, apply_method
 from eabf_cli.core.scaling_config import RopeScalingConfig
+from eabf_cli.core.summarize import compiling
 from eabf_cli.core.summarize.generation import Generator
 from eabf_cli.core.summarize.reading import read_tokens
 from eabf_cli.core.summarize.settings import Sampling
@@ -204,3 +207,85 @@ def test_the_limit_of_tokens_cuts_at_a_sentence() -> None:
         written = generator(model, tokenizer=tokenizer).write([5, 6, 7], len(words))
     assert written.text == "First point."
     assert written.is_cut
+
+
+Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Any]
+
+
+@contextmanager
+def compiled_by(compiler: Compiler) -> Iterator[None]:
+    """Steps are compiled by this function, anew."""
+
+    def config() -> CompileConfig:
+        made = CompileConfig(backend=compiler, mode=None)
+        made._compile_all_devices = True
+        return made
+
+    torch.compiler.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "compile_config", config)
+        yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def graphs() -> Iterator[list[torch.fx.GraphModule]]:
+    """The graphs of compiled steps, which are run as they are."""
+    seen = []
+
+    def compiler(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Any:
+        seen.append(graph)
+        return graph.forward
+
+    with compiled_by(compiler):
+        yield seen
+
+
+@pytest.mark.parametrize("method", [None, "eabf", "yarn"])
+def test_a_compiled_step_gives_the_text_of_generate_from_one_graph(
+    method: str | None, graphs: list[torch.fx.GraphModule]
+) -> None:
+    model = tiny_llama()
+    if method is not None:
+        apply_method(model, RopeScalingConfig(method=method, factor=4.0))
+    compiled = generator(model, compiles=True)
+    for length in (1, 2, WINDOW - 3, 3 * WINDOW):
+        prompt = token_ids(length)[0].tolist()
+        assert compiled.write(prompt, NUM_NEW).text == spelled(theirs(model, prompt))
+    # Prompts of about one length have caches of one length.
+    assert len(graphs) == 1
+
+
+def test_frequencies_that_follow_the_length_do_so_in_a_compiled_step(graphs: list[torch.fx.GraphModule]) -> None:
+    texts = []
+    for compiles in (False, True):
+        # A new model: these frequencies remember the longest call.
+        model = tiny_llama()
+        apply_method(model, RopeScalingConfig(method="dynamic", factor=4.0))
+        texts.append(generator(model, compiles=compiles).write(token_ids(3 * WINDOW)[0].tolist(), NUM_NEW).text)
+    assert texts[0] == texts[1]
+    assert graphs
+
+
+def test_a_compiled_step_can_go_back_to_where_a_loop_began(graphs: list[torch.fx.GraphModule]) -> None:
+    # This one runs in a circle, and leaves it with the penalty.
+    model = tiny_llama(vocab_size=16)
+    prompt = [3 + number % 13 for number in token_ids(WINDOW, seed=2)[0].tolist()]
+    plain = generator(model)
+    expected = plain.write(prompt, 150)
+    compiled = generator(model, compiles=True)
+    assert compiled.write(prompt, 150) == expected
+    assert not expected.is_looping
+    assert expected.num_tokens > len(expected.text.split()) + 1, "nothing was dropped: there was no circle"
+    assert len(graphs) == 1
+
+
+def test_a_compiler_that_fails_is_one_message() -> None:
+    def failing(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Any:
+        raise RuntimeError("no working compiler\nand a long trace")
+
+    with (
+        compiled_by(failing),
+        pytest.raises(UnsupportedModelError, match="RuntimeError: no working compiler\nLeave --compile out"),
+    ):
+        generator(tiny_llama(), compiles=True).write([5, 6, 7], NUM_NEW)
