@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -108,7 +109,7 @@ def summarize(
         _print_texts(files, values, output_file, as_json=as_json)
         return
     overwrite = values.pop("overwrite")
-    _check_output(output_file, overwrite)
+    _check_output(output_file, overwrite, files)
     config = _config(files, values)
     # A bad document is refused before torch is imported and a model looked for.
     from eabf_cli.core.summarize.source import read_documents
@@ -203,7 +204,7 @@ def _read_prompt(path: Path) -> str:
 def _print_texts(files: tuple[str, ...], values: dict[str, Any], output_file: Path | None, *, as_json: bool) -> None:
     from eabf_cli.core.summarize.source import read_texts
 
-    _check_output(output_file, values["overwrite"])
+    _check_output(output_file, values["overwrite"], files)
     texts = read_texts(files, **{name: values[name] for name in ("pages", "password", "references")})
     for text in texts:
         for warning in text.warnings:
@@ -230,16 +231,28 @@ def _check_text(result: dict[str, Any]) -> str:
     return f"{result['file']}: check: {check['found']} of {check['planted']} planted facts found (at token {places})"
 
 
-def _check_output(path: Path | None, overwrite: bool) -> None:
-    if path is None:
+def _check_output(path: Path | None, overwrite: bool, files: tuple[str, ...]) -> None:
+    if path is None or _is_stream(path):
         return
     if path.exists() and not overwrite:
         raise OutputExistsError(f"output file {path} exists: choose another with -o, or give --overwrite")
+    if any(os.path.realpath(name) == os.path.realpath(path) for name in files):
+        raise OutputExistsError(f"output file {path} is a document that is read: choose another with -o")
     if not path.absolute().parent.is_dir():
         raise InvalidConfigError(f"the folder of the output file {path} does not exist: make it, or choose another -o")
 
 
 def _write(path: Path, text: str) -> None:
-    from eabf_cli.core.files import write_text
+    from eabf_cli.core.files import disk_errors_explained, write_text
 
-    write_text(path, text + "\n")
+    if _is_stream(path):
+        with disk_errors_explained(path):
+            path.write_text(text + "\n", encoding="utf-8")
+    else:
+        # A link stays, and leads to what is written.
+        write_text(Path(os.path.realpath(path)), text + "\n")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a pipe or a device, which is written to and not replaced."""
+    return path.exists() and not (path.is_file() or path.is_dir())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,32 @@ def test_an_output_file_is_written_whole_and_not_replaced(eabf: Eabf, notes: Pat
     assert (again.exit_code, again.stdout) == (0, "")
     assert "nowhere" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "-o", "nowhere/out.txt", *FEW))
     assert sorted(path.name for path in workdir.iterdir()) == ["notes.txt", "out.txt"]
+
+
+def test_an_output_that_is_a_pipe_is_written_to(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    pipe, received = workdir / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    reader.start()
+    assert eabf("summarize", notes, "--text-only", "-o", pipe).exit_code == 0
+    reader.join()
+    assert received == [TEXT * 2 + TEXT.rstrip() + "\n"]
+    assert pipe.is_fifo()
+
+
+def test_an_output_that_is_a_link_is_written_behind_it(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    (workdir / "link").symlink_to("target.txt")
+    assert eabf("summarize", notes, "--text-only", "-o", "link").exit_code == 0
+    assert (workdir / "link").is_symlink()
+    assert (workdir / "target.txt").read_text().startswith(TEXT)
+
+
+def test_a_document_is_not_replaced_by_its_summary(eabf: Eabf, notes: Path, workdir: Path) -> None:
+    (workdir / "link").symlink_to(notes)
+    for name in ("notes.txt", "./notes.txt", "link"):
+        said = refusal(eabf("summarize", notes, "--text-only", "-o", name, "--overwrite"))
+        assert "is a document that is read" in said
+    assert notes.read_text() == TEXT * 3
 
 
 def test_a_dry_run_loads_no_weights(eabf: Eabf, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
