@@ -51,6 +51,9 @@ _LATIN_ALPHABETS = {
     "mac_roman": _WESTERN_EUROPEAN,
 }
 # As both glibc's iconv and GNU libiconv call it, where that is not Python's name with hyphens.
+_CYRILLIC = ("cp1251", "koi8_r", "cp866")
+# The commonest letters of Russian, which are more than half of any text in it.
+_FREQUENT_CYRILLIC = frozenset("оеаинтсрвл")
 _ICONV_NAMES = {"mac_roman": "MACINTOSH"}
 
 
@@ -59,6 +62,7 @@ def guess_encoding(data: bytes) -> str | None:
 
     charset-normalizer finds what the bytes may be. Encodings of the Latin alphabet differ in a few letters, which its
     statistics cannot tell from each other: of those the one wins whose letters make up one language's alphabet.
+    Those of the Cyrillic alphabet mix up its letters: there the one wins that gives most of the common ones.
     """
     from charset_normalizer import from_bytes
 
@@ -72,11 +76,20 @@ def guess_encoding(data: bytes) -> str | None:
         latin = [name for name in names if name in found and name in _LATIN_ALPHABETS]
         # max() takes the first of equals.
         best = max(latin, key=lambda name: round(_alphabet_share(str(found[name]), _LATIN_ALPHABETS[name]), 2))
+    elif best in _CYRILLIC:
+        cyrillic = [name for name in _CYRILLIC if name in found]
+        best = max(cyrillic, key=lambda name: _frequent_share(str(found[name])))
     return _ICONV_NAMES.get(best, best.replace("_", "-").upper())
 
 
 def _chaos(name: str, found: Mapping[str, CharsetMatch]) -> float:
     return found[name].chaos + (_CLEARLY_LESS_CHAOS if name in _RARE else 0.0)
+
+
+def _frequent_share(text: str) -> float:
+    """The part of a text's letters beyond ASCII that the commonest Cyrillic ones make up."""
+    letters = [sign for sign in text.lower() if sign.isalpha() and not sign.isascii()]
+    return sum(sign in _FREQUENT_CYRILLIC for sign in letters) / max(len(letters), 1)
 
 
 def _alphabet_share(text: str, alphabets: tuple[str, ...]) -> float:
