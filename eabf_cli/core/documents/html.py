@@ -17,6 +17,7 @@ _HIDDEN = frozenset(
 )
 # fmt: on
 _CELLS = frozenset(("td", "th"))
+_HIDING_STYLE = re.compile(r"\b(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE)
 # A menu; where its end is missing, what follows is the page.
 _MENU = "nav"
 
@@ -52,7 +53,7 @@ class _VisibleText(HTMLParser):
         was_hidden = self._elements.is_hidden
         if not was_hidden and (tag in BLOCKS or tag in HEADINGS) and tag not in _CELLS:
             self.end_paragraph()
-        hides = tag in _HIDDEN or "hidden" in attributes or attributes.get("aria-hidden") == "true"
+        hides = tag in _HIDDEN or _is_hiding(attributes)
         mark = (len(self.paragraphs), len(self._lists)) if tag == _MENU else None
         self._elements.push(Element(tag, hides, mark))
         if was_hidden or hides:
@@ -119,3 +120,10 @@ class _VisibleText(HTMLParser):
         if text.strip() and text.strip() not in ("-",):
             is_item = bool(self._lists)
             self.paragraphs.append(Paragraph([text], is_heading=self._is_heading, is_row=is_item))
+
+
+def _is_hiding(attributes: dict[str, str | None]) -> bool:
+    """Whether an element's own attributes say that it is not shown."""
+    if "hidden" in attributes or attributes.get("aria-hidden") == "true":
+        return True
+    return _HIDING_STYLE.search(attributes.get("style") or "") is not None

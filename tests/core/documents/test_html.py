@@ -39,6 +39,8 @@ def test_headings_paragraphs_lists_and_tables_are_apart() -> None:
         "<noscript>Turn it on</noscript>",
         "<div hidden>secret <b>more</b></div>",
         "<span aria-hidden='true'>x</span>",
+        "<p style='color: red; DISPLAY : none'>x</p>",
+        "<div style='visibility:hidden'>x <b>y</b></div>",
         "<template><p>later</p></template>",
         "<!-- a comment -->",
         "<form><label>Search<input name=q></label></form>",
