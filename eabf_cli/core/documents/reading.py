@@ -23,6 +23,7 @@ _CONTROL = {
     code: " " if chr(code).isspace() else None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
 }
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+_WEB_ADDRESS = re.compile(r"(?:https?|ftp|file)://", re.IGNORECASE)
 _MARKDOWN_HEADING = re.compile(r"#{1,6}\s+\S")
 _RULED_HEADING = re.compile(r"[^\n]+\n(?:=+|-+)\s*")
 
@@ -54,7 +55,7 @@ def read_document(
         InvalidConfigError: a page does not exist, or pages are asked for of a document that has none.
     """
     name = STDIN_NAME if str(source) == "-" else str(source)
-    content: Path | bytes = sys.stdin.buffer.read() if str(source) == "-" else _open_file(Path(source))
+    content = _read_standard_input() if str(source) == "-" else _open_file(name)
     head = content[:HEAD_BYTES] if isinstance(content, bytes) else _read_head(content)
     suffix = content.suffix.lower() if isinstance(content, Path) else ""
     if head.startswith(b"PK\x03\x04") and (kind := describe_zip(_read_all(content))):
@@ -118,12 +119,18 @@ def _read_text(content: Path | bytes, name: str, kind: str, references: str, max
         paragraphs, title = read_html(decode_html(data, name))
     else:
         text = decode_text(data, name).replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROL)
+        paragraphs = _plain_paragraphs(text, kind)
         if references == "drop":
-            text = set_off_heading(text)
-        parts = (part.rstrip() for part in _BLANK_LINES.split(text.strip("\n")))
-        paragraphs = [Paragraph([part], is_heading=_is_heading(part, kind)) for part in parts if part.strip()]
+            # The heading of a list need not be a paragraph of its own; without a list nothing is changed.
+            set_off = _plain_paragraphs(set_off_heading(text), kind)
+            paragraphs = set_off if find_references(set_off) else paragraphs
     paragraphs, num_cut = _without_references(paragraphs, references)
     return Document(_joined(paragraphs), None, kind, title=title, num_reference_words=num_cut)
+
+
+def _plain_paragraphs(text: str, kind: str) -> list[Paragraph]:
+    parts = (part.rstrip() for part in _BLANK_LINES.split(text.strip("\n")))
+    return [Paragraph([part], is_heading=_is_heading(part, kind)) for part in parts if part.strip()]
 
 
 def _is_heading(part: str, kind: str) -> bool:
@@ -149,9 +156,21 @@ def _joined(paragraphs: Sequence[Paragraph]) -> str:
     return "".join(parts).strip()
 
 
-def _open_file(path: Path) -> Path | bytes:
-    """A file that can be read several times, or all of one that cannot, such as a pipe."""
+def _read_standard_input() -> bytes:
+    if sys.stdin is None:
+        raise DocumentError(f"{STDIN_NAME} is closed: pipe a document into it")
     try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise DocumentError(f"{STDIN_NAME} cannot be read: {error.strerror or error}") from error
+
+
+def _open_file(name: str) -> Path | bytes:
+    """A file that can be read several times, or all of one that cannot, such as a pipe."""
+    path = Path(name)
+    try:
+        if not name:
+            raise DocumentError("the name of a file is empty: name a document, or - for standard input")
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise DocumentError(f"{path} is a folder, a document is needed: name the files in it")
@@ -160,6 +179,8 @@ def _open_file(path: Path) -> Path | bytes:
         with path.open("rb"):
             return path
     except FileNotFoundError as error:
+        if _WEB_ADDRESS.match(name):
+            raise DocumentError(f"{name} is an address, files are read: download it first") from error
         raise DocumentError(f"{path} does not exist: check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

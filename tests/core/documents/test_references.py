@@ -100,6 +100,11 @@ def test_text_and_pages_of_the_web_too(tmp_path: Path, name: str, heading: str, 
     assert document.num_reference_words > 40
 
 
+def test_a_text_without_a_list_is_left_as_it_is(tmp_path: Path) -> None:
+    text = "Words come first.\n\n```python\ndef f(x):\n    # References\n    return x\n```\n\nMore words."
+    assert read(tmp_path, "a.md", text.encode()).text == text
+
+
 MORE = [
     "[5] Q. Rinsol, S. Lo and K. Fugel, Phys. Rev. D 47, 777 (1935).",
     "[6] P. Ostnep and H. Com, eds., The Mur of Bako (Lo Press, Fu, 1987).",
