@@ -47,6 +47,8 @@ _ZIP_KINDS = (
     ("META-INF/container.xml", "an e-book (.epub)"),
     ("content.xml", "an OpenDocument file"),
 )
+# Other bytes may stand before it, but no words of a line that speaks of it.
+_PDF = re.compile(rb"(?<![ -~])%PDF-")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     # The mark of UTF-32 begins with that of UTF-16.
@@ -75,7 +77,7 @@ def find_kind(head: bytes, suffix: str, name: str) -> str:
     """
     if not head.strip():
         raise NoTextError(f"{name} is empty: no text in it")
-    if b"%PDF-" in head[:1024]:
+    if _PDF.search(head[:1024]):
         return "pdf"
     if head.startswith(b"PK\x03\x04"):
         raise DocumentError(f"{name} is a zip archive, or a document in one, whatever its name says: {_PDF_WAY_OUT}")
@@ -152,7 +154,9 @@ def _is_binary(head: bytes) -> bool:
 
 
 def _looks_like_utf16(head: bytes) -> bool:
-    return max(head[::2].count(0), head[1::2].count(0)) > 0.3 * len(head)
+    num_zeros = sorted((head[::2].count(0), head[1::2].count(0)))
+    # A file of zeros is what a copy leaves that failed.
+    return num_zeros[1] > 0.3 * len(head) and num_zeros[0] < 0.05 * len(head)
 
 
 def _marked_encoding(data: bytes) -> str | None:

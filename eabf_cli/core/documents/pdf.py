@@ -172,7 +172,10 @@ def _refusal(source: Path | bytes, name: str, password: str | None) -> DocumentE
 
 def _describe_no_text(name: str, num_pages: int) -> str:
     pages = "its page is a picture" if num_pages == 1 else f"its {num_pages:,} pages are pictures"
-    return f"{name} has no text layer ({pages}, a scan?), and OCR is out of scope: run it through an OCR program first"
+    return (
+        f"{name} has no text layer ({pages} or blank, a scan?), and OCR is out of scope: "
+        "run it through an OCR program first"
+    )
 
 
 def _check_length(document: Any, chosen: Sequence[int], name: str, max_words: int, num_sampled: int) -> None:

@@ -79,7 +79,7 @@ def read_texts(
     texts = []
     for name in files:
         document = read_document(
-            STDIN if str(name) == STDIN else Path(name),
+            name,
             pages=pages,
             password=password,
             references=references,

@@ -124,6 +124,7 @@ def test_words_on_a_picture_that_differ_are_text(tmp_path: Path) -> None:
         ("a.HTM", b"<p>Words of murnep.</p>", "html"),
         ("a.md", b"Words of murnep.", "markdown"),
         ("a.txt", b"Words of murnep.\r\n", "text"),
+        ("a.txt", b"\0HTTP/1.1 200 OK\r\n\r\n" + PDF, "pdf"),
         ("a.rst", b"\xef\xbb\xbfWords of murnep.", "text"),
         ("K\u00e4se und \u8336 (2).pdf", PDF, "pdf"),
     ],
@@ -139,6 +140,17 @@ def test_standard_input_is_read_by_its_bytes(monkeypatch: pytest.MonkeyPatch, co
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     document = read_document("-")
     assert (document.kind, document.text) == (kind, "Words of murnep.")
+
+
+def test_standard_input_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DocumentError, match="standard input is closed"):
+        read_document("-")
+    only_written = os.open(tmp_path / "a", os.O_WRONLY | os.O_CREAT)
+    with os.fdopen(only_written, "rb") as file:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        with pytest.raises(DocumentError, match="standard input cannot be read: Bad file descriptor"):
+            read_document("-")
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
@@ -174,6 +186,9 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
         ("a.txt", b"{\\rtf1 words}", DocumentError, "RTF"),
         ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(99), DocumentError, "PNG picture"),
         ("a.bin", bytes(range(256)) * 9, DocumentError, "binary file"),
+        # A copy that failed.
+        ("a.txt", bytes(5000), DocumentError, "binary file"),
+        ("a.pdf", bytes(5000), DocumentError, "no PDF but a binary file"),
         ("a.txt", b"", NoTextError, "is empty"),
         ("a.pdf", b"", NoTextError, "is empty"),
         ("a.txt", b" \n\t", NoTextError, "is empty"),
@@ -200,6 +215,10 @@ def test_a_pdf_without_pages_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match=r"missing\.pdf does not exist"):
         read_document(tmp_path / "missing.pdf")
+    with pytest.raises(DocumentError, match=r"https://a\.example/b\.pdf is an address, .* download it first"):
+        read_document("https://a.example/b.pdf")
+    with pytest.raises(DocumentError, match="name of a file is empty"):
+        read_document("")
     with pytest.raises(DocumentError, match="is a folder"):
         read_document(tmp_path)
     with pytest.raises(DocumentError, match="cannot be read"):
@@ -227,6 +246,11 @@ def test_text_in_another_encoding_names_it(tmp_path: Path, text: str, encoding: 
     assert command is not None
     assert command[2] == str(path)
     assert text.encode(encoding).decode(command[1]) == text
+
+
+def test_a_text_that_speaks_of_pdf_is_text(tmp_path: Path) -> None:
+    text = "A file of this kind begins with %PDF-1.7 and ends with %%EOF."
+    assert read_document(write(tmp_path / "a.txt", text.encode())).text == text
 
 
 def test_an_html_page_says_its_encoding(tmp_path: Path) -> None:
