@@ -110,7 +110,7 @@ def find_gutters(words: Sequence[Word], known: Sequence[float] = ()) -> list[Gut
     Args:
         known: the middles of gutters on other pages: here they may be as short as a line.
     """
-    if not words:
+    if len(words) < 2 * _COLUMN_WORDS:
         return []
     em = _em(words)
     pieces = [Line(piece) for piece in _pieces(words, lambda before, word: word.left - before.right < 0.6 * em)]
@@ -211,9 +211,11 @@ def _white_strips(pieces: Sequence[Line], em: float, known: Sequence[float]) -> 
     strip = max(int(_GUTTER_WIDTH * em), 4)
     # [x, y]: whether the strip that begins at x is white at y.
     counts = np.cumsum(np.pad(is_text, ((0, 0), (1, 0))), axis=1, dtype=np.int16)
-    is_white = np.pad((counts[:, strip:] == counts[:, :-strip]).T.astype(np.int8), ((0, 0), (1, 1)))
-    edges = np.diff(is_white, axis=1)
-    (places, lows), (_, highs) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    is_white = np.pad((counts[:, strip:] == counts[:, :-strip]).T, ((0, 0), (1, 1)))
+    edges = is_white[:, 1:] != is_white[:, :-1]
+    # In turns the lower and the upper edge of a strip.
+    rows, ends = np.divmod(np.flatnonzero(edges), edges.shape[1])
+    places, lows, highs = rows[::2], ends[::2], ends[1::2]
     is_known = np.array([any(left + x <= middle <= left + x + strip for middle in known) for x in range(len(edges))])
     least = np.where(is_known, _KNOWN_HEIGHT, _GUTTER_HEIGHT) * em
     is_high = highs - lows >= least[places]
