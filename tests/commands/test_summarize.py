@@ -18,7 +18,7 @@ from click.testing import Result
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from eabf_cli import SummarizeConfig, load_model, load_tokenizer, summarize
-from eabf_cli.core.documents import words
+from eabf_cli.core.documents import layout, words
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.patching import apply_eabf
 from eabf_cli.core.summarize import check, loading
@@ -225,6 +225,21 @@ def test_a_pdf_of_hundreds_of_pages_is_refused_by_a_sample(
     # It is only too long for this window.
     assert answer(eabf("summarize", "book.pdf", "--text-only", "--json"))["num_pages"] == 210
     assert "12,600" not in refusal(eabf("summarize", "book.pdf", "-m", "eabf-tiny", "--pages", "1-190", *FEW))
+
+
+@pytest.mark.usefixtures("hub_copy")
+def test_such_a_pdf_is_refused_by_the_window_of_a_model_of_the_hub_too(
+    eabf: Eabf, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, blank = Page(), Page()
+    page.put_column(make_words(60, seed=1), 72, 700, 400)
+    (workdir / "book.pdf").write_bytes(build_pdf([page] * 210))
+    (workdir / "scan.pdf").write_bytes(build_pdf([blank] * 210))
+    monkeypatch.setattr(layout, "lay_out", None)
+    assert "which are more than the 2,048 tokens" in refusal(eabf("summarize", "book.pdf", "-m", HUB_MODEL))
+    assert "no/model" in refusal(eabf("summarize", "book.pdf", "-m", "no/model"))
+    # A bad document is refused before a model is looked for.
+    assert "no text layer" in refusal(eabf("summarize", "scan.pdf", "-m", "no/model"))
 
 
 def test_the_middle_is_left_out_on_request(eabf: Eabf, book: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ def read_pdf(
     pages: str | None = None,
     password: str | None = None,
     max_words: int | None = None,
-    max_sample_words: int | None = None,
+    sample_bound: Callable[[], int | None] | None = None,
 ) -> PdfText:
     """Read some pages of a PDF, or all.
 
@@ -68,7 +68,7 @@ def read_pdf(
         name: what messages call it.
         pages: see `page_ranges.parse_page_ranges`.
         max_words: refuse many pages whose sample tells of more words.
-        max_sample_words: the same for hundreds of pages, which take long to read; a smaller number.
+        sample_bound: gives the same for hundreds of pages, which take long to read; a smaller number, or None.
 
     Raises:
         DocumentError: the file is damaged, or has no page.
@@ -84,9 +84,13 @@ def read_pdf(
         num_pages = len(document)
         chosen = parse_page_ranges(pages, num_pages, name)
         if max_words is not None and len(chosen) > _PAGES_WITHOUT_SAMPLE:
-            _check_length(document, chosen, name, max_words, _SAMPLE_PAGES)
-        if max_sample_words is not None and len(chosen) > _PAGES_WITHOUT_BOUND:
-            _check_length(document, chosen, name, max_sample_words, _BOUND_SAMPLE_PAGES)
+            num_words = _estimate_words(document, chosen, _SAMPLE_PAGES)
+            _check_length(num_words, max_words, len(chosen), name)
+        if sample_bound is not None and len(chosen) > _PAGES_WITHOUT_BOUND:
+            num_words = _estimate_words(document, chosen, _BOUND_SAMPLE_PAGES)
+            # A scan is refused for what it is.
+            if num_words and (bound := sample_bound()) is not None:
+                _check_length(num_words, bound, len(chosen), name)
         read = [read_words(document, index) for index in chosen]
         if not any(page.words for page in read):
             raise NoTextError(_describe_no_text(name, len(chosen)))
@@ -178,15 +182,18 @@ def _describe_no_text(name: str, num_pages: int) -> str:
     )
 
 
-def _check_length(document: Any, chosen: Sequence[int], name: str, max_words: int, num_sampled: int) -> None:
+def _estimate_words(document: Any, chosen: Sequence[int], num_sampled: int) -> int:
     from eabf_cli.core.documents.words import read_words
 
     step = len(chosen) / num_sampled
     sample = [chosen[int((number + 0.5) * step)] for number in range(num_sampled)]
-    num_words = sum(len(read_words(document, index).words) for index in sample) * len(chosen) // num_sampled
+    return sum(len(read_words(document, index).words) for index in sample) * len(chosen) // num_sampled
+
+
+def _check_length(num_words: int, max_words: int, num_pages: int, name: str) -> None:
     if num_words > _ESTIMATE_ERROR * max_words:
         raise DocumentTooLongError(
-            name, num_pages=len(chosen), num_words=num_words, max_words=max_words, is_estimate=True
+            name, num_pages=num_pages, num_words=num_words, max_words=max_words, is_estimate=True
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ def read_document(
     password: str | None = None,
     references: Literal["drop", "keep"] = "drop",
     max_words: int | None = None,
-    max_sample_words: int | None = None,
+    sample_bound: Callable[[], int | None] | None = None,
 ) -> Document:
     """Read a document's text: PDF, HTML, Markdown or plain text, told by its bytes first and by its name next.
 
@@ -46,7 +46,8 @@ def read_document(
         references: "drop" cuts a paper's list of references, and nothing behind it; "keep" leaves it.
         max_words: refuse a longer document. One of many pages is refused by a sample of them, if that tells of a
             quarter more, before the others are read.
-        max_sample_words: refuse a document of hundreds of pages whose sample tells of a quarter more, and no other.
+        sample_bound: called for a PDF of hundreds of pages with text: how many words a sample of them may tell of, less
+            a quarter; None for any number.
 
     Raises:
         DocumentError: the file is missing, damaged, locked, of another kind, or text in another encoding than UTF-8.
@@ -69,7 +70,7 @@ def read_document(
             pages=pages,
             password=password,
             max_words=max_words,
-            max_sample_words=max_sample_words,
+            sample_bound=sample_bound,
         )
     elif pages is not None:
         raise InvalidConfigError(f"--pages {pages}: {name} has no pages, only PDF files have")

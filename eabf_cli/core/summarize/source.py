@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from eabf_cli.core.documents import DocumentTooLongError, read_document
@@ -40,7 +41,6 @@ def read_documents(config: SummarizeConfig) -> list[SourceText]:
             cut or read in sections.
     """
     is_refused = config.too_long == "error"
-    bound = longest_window(config) if is_refused else None
     try:
         return read_texts(
             config.files,
@@ -48,14 +48,14 @@ def read_documents(config: SummarizeConfig) -> list[SourceText]:
             password=config.password,
             references=config.references,
             max_words=_MAX_WORDS if is_refused else None,
-            max_sample_words=bound,
+            sample_bound=partial(longest_window, config) if is_refused else None,
         )
     except DocumentTooLongError as error:
-        if error.max_words != bound:
+        if error.max_words == _MAX_WORDS:
             raise
         raise DataError(
             f"{error.name} has {error.num_pages:,} pages with about {error.num_words:,} words, which are more than the "
-            f"{bound:,} tokens that the window holds at most\n"
+            f"{error.max_words:,} tokens that the window holds at most\n"
             "Give --pages, as in --pages 1-20, a larger --factor, --too-long truncate-middle or --too-long map-reduce"
         ) from error
 
@@ -67,7 +67,7 @@ def read_texts(
     password: str | None = None,
     references: References = "drop",
     max_words: int | None = None,
-    max_sample_words: int | None = None,
+    sample_bound: Callable[[], int | None] | None = None,
 ) -> list[SourceText]:
     """The cleaned texts of files ("-" is standard input); see `read_document` for the options.
 
@@ -84,7 +84,7 @@ def read_texts(
             password=password,
             references=references,
             max_words=max_words,
-            max_sample_words=max_sample_words,
+            sample_bound=sample_bound,
         )
         texts.append(
             SourceText(
