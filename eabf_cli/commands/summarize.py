@@ -146,18 +146,21 @@ class _Printer:
 
     def __init__(self, *, with_names: bool) -> None:
         self.with_names = with_names
-        self.name: str | None = None
+        self.num_begun = 0
         self.is_mid_line = False
 
     def show(self, name: str, piece: str) -> None:
-        if self.with_names and name != self.name:
+        if not piece:
             self.end_line()
-            output.piece(f"{'' if self.name is None else chr(10)}== {name}\n")
-        self.name = name
+            return
+        if self.with_names and not self.is_mid_line:
+            output.piece(f"{chr(10) * (self.num_begun > 0)}== {name}\n")
+        self.num_begun += not self.is_mid_line
         output.piece(piece)
         self.is_mid_line = True
 
     def end_line(self) -> None:
+        """End a summary, so that a bar or a warning does not stand on its last line."""
         if self.is_mid_line:
             output.piece("\n")
         self.is_mid_line = False

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +262,22 @@ def test_sections_are_summarized_on_request(eabf: Eabf, book: Path) -> None:
 
 def written(text: str, *, is_cut: bool = False, is_looping: bool = False) -> Written:
     return Written(text=text, num_tokens=5, is_cut=is_cut, is_looping=is_looping)
+
+
+@pytest.mark.usefixtures("notes")
+def test_each_summary_ends_its_line_before_anything_else_is_said(eabf: Eabf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: Any, on_text: Callable[[str], None], **__: Any) -> Written:
+        on_text("- One.")
+        on_text(" Two.")
+        return written("- One. Two.", is_looping=True)
+
+    monkeypatch.setattr(Generator, "write", write)
+    shown = eabf("summarize", "notes.txt", "notes.txt", "-m", "eabf-tiny", *FEW).output
+    warning = "warning: notes.txt: the summary went round in circles"
+    assert [line.startswith(warning) or line for line in shown.splitlines()[2:]] == [
+        *("== notes.txt", "- One. Two.", True),
+        *("", "== notes.txt", "- One. Two.", True),
+    ]
 
 
 @pytest.mark.parametrize("as_json", [True, False])

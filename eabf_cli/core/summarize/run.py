@@ -21,7 +21,7 @@ from eabf_cli.core.summarize.window import PromptTooLongError
 logger = logging.getLogger(__name__)
 
 OnText = Callable[[str, str], None]
-"""Called with a document's name and the next piece of its summary; the pieces joined are the summary."""
+"""Called with a document's name and the next piece of its summary, an empty one at its end; joined they are it."""
 
 # Summaries of summaries; a document that needs more levels does not get shorter by being summarized.
 _MAX_LEVELS = 5
@@ -101,6 +101,7 @@ def _summarize_one(
     else:
         prompt_ids, start = document.prompt_ids(found.tokenizer), document.frame.answer_start
         written = generator.write(prompt_ids, config.max_new_tokens, start=start, on_text=show)
+    show("")
     _report(document, written)
     about_parts = _describe_parts(parts)
     for warning in about_parts:
