@@ -9,13 +9,33 @@ from itertools import pairwise
 
 from eabf_cli.core.documents.paragraph import Paragraph
 
+_NAMES = (
+    r"(?:list of )?references(?: and notes| and further reading| cited)?",
+    r"reference list",
+    r"notes and references",
+    r"(?:selected |annotated )?bibliography",
+    r"literature cited",
+    r"cited literature",
+    r"works cited",
+    r"literature",
+    r"literatur(?:verzeichnis)?",
+    r"bibliogra(?:phie|f[i\u00ed]a)",
+    r"r\u00e9f\u00e9rences(?: bibliographiques)?",
+    r"referencias(?: bibliogr\u00e1ficas)?",
+    r"refer\u00eancias(?: bibliogr\u00e1ficas)?",
+    r"riferimenti(?: bibliografici)?",
+    r"literatuur",
+    r"litteratur",
+    r"literatura",
+    # "Literature" and "list of literature" in Russian, "references" in Chinese and Korean.
+    r"\u043b\u0438\u0442\u0435\u0440\u0430\u0442\u0443\u0440\u0430",
+    r"\u0441\u043f\u0438\u0441\u043e\u043a \u043b\u0438\u0442\u0435\u0440\u0430\u0442\u0443\u0440\u044b",
+    r"\u53c2\u8003\u6587\u732e",
+    r"\u53c3\u8003\u6587\u737b",
+    r"\ucc38\uace0 ?\ubb38\ud5cc",
+)
 _HEADING = re.compile(
-    r"(?:#+\s*)?\**(?:(?:\d{1,2}|[A-Z]|[IVX]{1,5})\.?\s+)?"
-    r"(?:references(?: and notes| cited)?|bibliography|literature cited|works cited|literature|"
-    r"literatur(?:verzeichnis)?|bibliogra(?:phie|f[i\u00ed]a)|r\u00e9f\u00e9rences(?: bibliographiques)?|"
-    r"referencias(?: bibliogr\u00e1ficas)?|refer\u00eancias(?: bibliogr\u00e1ficas)?|"
-    r"riferimenti(?: bibliografici)?|literatuur|\u53c2\u8003\u6587\u732e|\u53c3\u8003\u6587\u737b)[.:]?\**",
-    re.IGNORECASE,
+    rf"(?:#+\s*)?\**(?:(?:\d{{1,2}}|[A-Z]|[IVX]{{1,5}})\.?\s+)?(?:{'|'.join(_NAMES)})[.:]?\**", re.IGNORECASE
 )
 _CITATION = re.compile(
     r"\b(?:1[89]|20)\d\d[a-z]?\b|^\s*\[\w{1,8}\]|\barxiv\b|\bdoi\b|https?://|\bet al\b|\bproceedings\b|\bpp\.",

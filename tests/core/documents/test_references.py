@@ -55,6 +55,9 @@ def read(tmp_path: Path, name: str, content: bytes, **options: str) -> Document:
         "Literaturverzeichnis",
         "Refer\u00eancias",
         "7 R\u00e9f\u00e9rences",
+        "List of References",
+        "7. References and Further Reading",
+        "Selected Bibliography",
     ],
 )
 @pytest.mark.parametrize("title", [None, "A Proofs", "Appendix", "Supplementary Material", "A.1 Details of the Gel"])
@@ -85,6 +88,11 @@ def test_a_section_of_that_name_without_citations_stays(tmp_path: Path) -> None:
         ("a.txt", "References", "Appendix A"),
         ("a.md", "## References", "## A closing word"),
         ("a.md", "## 5. References", "## Appendix"),
+        (
+            "a.md",
+            "## \u0421\u043f\u0438\u0441\u043e\u043a \u043b\u0438\u0442\u0435\u0440\u0430\u0442\u0443\u0440\u044b",
+            "## \u041f\u0440\u0438\u043b\u043e\u0436\u0435\u043d\u0438\u0435",
+        ),
         ("a.html", "<h2>References</h2>", "<h2>A closing word</h2>"),
     ],
 )
