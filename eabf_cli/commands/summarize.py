@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from eabf_cli import options, output
-from eabf_cli.core.errors import InvalidConfigError, OutputExistsError
+from eabf_cli.core.errors import EabfError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.summarize.default_model import MODEL_NAME
 from eabf_cli.core.summarize.settings import References, Sampling, Style, SummarizeConfig, TooLong
 
@@ -130,7 +130,13 @@ def summarize(
         if one["check"] is not None:
             output.status(_check_text(one))
     if output_file is not None and not config.dry_run:
-        _write(output_file, _joined([(one["file"], one["summary"]) for one in results]))
+        text = _joined([(one["file"], one["summary"]) for one in results])
+        try:
+            _write(output_file, text)
+        except EabfError:
+            # The work of minutes is not to be lost with a full disk.
+            output.result(result, text, as_json=as_json)
+            raise
         output.status(f"Written to {output_file}")
     if as_json:
         output.result(result, "", as_json=True)

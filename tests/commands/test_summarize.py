@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -141,6 +142,20 @@ def test_an_output_file_is_written_whole_and_not_replaced(eabf: Eabf, notes: Pat
     assert (again.exit_code, again.stdout) == (0, "")
     assert "nowhere" in refusal(eabf("summarize", notes, "-m", "eabf-tiny", "-o", "nowhere/out.txt", *FEW))
     assert sorted(path.name for path in workdir.iterdir()) == ["notes.txt", "out.txt"]
+
+
+def test_a_summary_that_cannot_be_written_is_shown(
+    eabf: Eabf, notes: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = eabf("summarize", notes, "-m", "eabf-tiny", *FEW).stdout
+    monkeypatch.setattr(os, "replace", fail)
+    result = eabf("summarize", notes, "-m", "eabf-tiny", "-o", "out.txt", *FEW)
+    assert (result.exit_code, result.stdout) == (1, expected)
+    assert "no space left for" in result.stderr
+    assert [path.name for path in workdir.iterdir()] == ["notes.txt"]
 
 
 def test_an_output_that_is_a_pipe_is_written_to(eabf: Eabf, notes: Path, workdir: Path) -> None:
