@@ -7,10 +7,13 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from eabf_cli.core.errors import EabfError
 from eabf_cli.core.processes import is_main_process
 
 _verbosity = 0
@@ -33,12 +36,14 @@ def is_interactive() -> bool:
 
 def result(data: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print a command's result: one JSON document, or text for people."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str) if as_json else text)
+    with _failures_told():
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str) if as_json else text)
 
 
 def piece(text: str) -> None:
     """Print a part of a result that is still being made, without a line end."""
-    click.echo(text, nl=False)
+    with _failures_told():
+        click.echo(text, nl=False)
 
 
 def status(message: str) -> None:
@@ -79,6 +84,23 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
     if not is_interactive():
         huggingface_hub.utils.disable_progress_bars()
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Around what goes to stdout: a full disk is one message; a reader that has gone is left to click.
+
+    Raises:
+        EabfError: stdout cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Else the interpreter tries once more when it ends, and tells that in its own way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise EabfError(f"standard output cannot be written: {error.strerror or error}") from error
 
 
 class _Conversation(logging.Handler):

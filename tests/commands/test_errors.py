@@ -6,6 +6,8 @@ import errno
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -413,3 +415,15 @@ def test_a_file_that_makes_no_sense_is_wrong_usage(
     if text is not None:
         (workdir / "eabf.toml").write_text(text)
     assert_told(eabf("patch", "-m", tiny_llama_folder, "--dry-run", "--config", "eabf.toml"), said, exit_code=2)
+
+
+# ---- Standard output -----------------------------------------------------------------------------
+
+
+def test_a_result_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("A few words.")
+    command = [sys.executable, "-m", "eabf_cli", "summarize", "--text-only", str(tmp_path / "notes.txt")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: standard output cannot be written: No space left on device\n"

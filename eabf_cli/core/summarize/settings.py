@@ -39,12 +39,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature is not None and not self.temperature > 0:
             raise InvalidConfigError(
-                f"temperature must be above 0, got {self.temperature:g}: leave it out for the likeliest token"
+                f"--temperature must be above 0, got {self.temperature:g}: leave it out for the likeliest token"
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InvalidConfigError(f"top_p must be above 0 and at most 1, got {self.top_p:g}")
+            raise InvalidConfigError(f"--top-p must be above 0 and at most 1, got {self.top_p:g}")
         if self.top_k is not None and self.top_k < 1:
-            raise InvalidConfigError(f"top_k must be at least 1, got {self.top_k}")
+            raise InvalidConfigError(f"--top-k must be at least 1, got {self.top_k}")
 
     @property
     def is_greedy(self) -> bool:
@@ -130,6 +130,8 @@ class SummarizeConfig:
         for name in ("max_new_tokens", "chunk_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.language is not None and not self.language.strip():
+            raise InvalidConfigError("--language needs a name, such as French; leave it out for the model's choice")
         if self.prompt is not None and self.prompt.count(TEXT_FIELD) != 1:
             raise InvalidConfigError(
                 f"the prompt must contain {TEXT_FIELD} once, where the document goes; "

@@ -93,6 +93,7 @@ def test_a_template_that_swallows_the_words_is_refused() -> None:
         ({"prompt": "{text} {text}"}, "2 times"),
         ({"style": "haiku"}, "bullets, paragraph, structured"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"language": " "}, "--language"),
         ({"files": ()}, "nothing to summarize"),
         ({"files": "a.txt"}, "a.txt"),
         ({"files": ("-", "-")}, "once"),
