@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from eabf_cli import options, output
 from eabf_cli.core.demo import DEMO_DATASET
@@ -299,9 +298,8 @@ def check_uses(ctx: click.Context, asked: Asked) -> None:
     Raises:
         click.UsageError: it names them and what they belong to.
     """
-    flags = {option.name: max(option.opts, key=len) for option in ctx.command.params}
     for use in USES:
-        given = [flags[name] for name in use.names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        given = options.typed_flags(ctx, use.names)
         if not given or use.is_asked(asked):
             continue
         told = f"{', '.join(given)} belongs to {use.owner}: it has no effect {asked.told}"

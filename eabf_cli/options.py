@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from eabf_cli import output
 from eabf_cli.core.data.samples import DataConfig, TooLong
@@ -269,6 +270,16 @@ def prepare_process(device: str) -> None:
 
     if choose_device(device).type == "cpu":
         keep_freed_memory()
+
+
+def typed_flags(ctx: click.Context, names: Iterable[str]) -> list[str]:
+    """Those of some options that were typed, as they are typed; a settings file may hold more than a run needs."""
+    flags = {param.name: param for param in ctx.command.params}
+    return [
+        max(flags[name].secondary_opts if ctx.params[name] is False else flags[name].opts, key=len)
+        for name in names
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
 
 
 METHOD_FIELDS = ("method", "factor", "max_length", "rope_theta", "original_length", "rebase", "unscaled_layers")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-from click.core import ParameterSource
 
 from eabf_cli import options, output
 from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooShort
@@ -117,7 +117,7 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
       eabf finetune -m meta-llama/Llama-2-7b-chat-hf --dataset chats.jsonl --preset paper --dry-run
       torchrun --nproc-per-node 8 -m eabf_cli finetune -m MODEL --dataset chats.jsonl -o extended
     """
-    _refuse_without_effect(model, values["tuning"])
+    _refuse_without_effect(model, values)
     output.quiet_libraries()
     options.prepare_process(values["device"])
     from eabf_cli.core.evaluation import EvalConfig
@@ -151,31 +151,28 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
     output.result(result, _text(result, comparison_table(result), config.dry_run), as_json=as_json)
 
 
-def _refuse_without_effect(model: str | None, tuning: str) -> None:
+def _refuse_without_effect(model: str | None, values: Mapping[str, Any]) -> None:
     """Refuse options that would change nothing beside the others.
 
     Raises:
         click.UsageError: one is given.
     """
-    if _given("restore_share") and not click.get_current_context().params["restore_weight"]:
-        raise click.UsageError("--restore-share belongs to --restore-weight, which is not given")
-    adapters = _given("lora_rank", "lora_alpha", "train_embeddings", "merge")
-    if adapters and tuning == "full":
-        raise click.UsageError(f"{', '.join(adapters)} belongs to --tuning lora and qlora: full trains every weight")
-    is_local = model is None or model == DEMO_MODEL or Path(model).expanduser().exists()
-    if _given("revision") and is_local:
-        raise click.UsageError(f"--revision belongs to a model of the Hub, and --model {model or DEMO_MODEL} is none")
-
-
-def _given(*names: str) -> list[str]:
-    """Those of some options that were typed, as they are typed."""
     context = click.get_current_context()
-    flags = {param.name: param for param in context.command.params}
-    return [
-        (flags[name].secondary_opts if context.params[name] is False else flags[name].opts)[-1]
-        for name in names
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
+    if options.typed_flags(context, ["restore_share"]) and not values["restore_weight"]:
+        raise click.UsageError("--restore-share belongs to --restore-weight, which is not given")
+    adapters = options.typed_flags(context, ["lora_rank", "lora_alpha", "train_embeddings", "merge"])
+    if adapters and values["tuning"] == "full":
+        raise click.UsageError(f"{', '.join(adapters)} belongs to --tuning lora and qlora: full trains every weight")
+    if options.typed_flags(context, ["lengths"]) and not values["evaluated"]:
+        raise click.UsageError("--lengths says where to measure, and --no-eval measures nothing: leave one out")
+    rows = options.typed_flags(context, ["pack", "pose"])
+    if options.typed_flags(context, ["too_short"]) and rows:
+        raise click.UsageError(
+            f"--too-short has no effect with {rows[0]}, which takes samples of any length"
+        )
+    is_local = model is None or model == DEMO_MODEL or Path(model).expanduser().exists()
+    if options.typed_flags(context, ["revision"]) and is_local:
+        raise click.UsageError(f"--revision belongs to a model of the Hub, and --model {model or DEMO_MODEL} is none")
 
 
 def _lora_settings(values: dict[str, Any]) -> LoraSettings:

@@ -84,6 +84,8 @@ def test_the_text_is_a_table_of_before_and_after(eabf: Eabf, arguments: list[Any
         (["--tuning", "full", "--no-merge", "--lora-rank", 8], "--lora-rank, --no-merge belongs to --tuning lora"),
         (["--tuning", "full", "--train-embeddings"], "--train-embeddings belongs to --tuning lora and qlora"),
         (["--revision", "main"], "--revision belongs to a model of the Hub, and --model"),
+        (["--no-eval", "--lengths", 64], "--lengths says where to measure, and --no-eval measures nothing"),
+        (["--pose", "--too-short", "drop"], "--too-short has no effect with --pose"),
     ],
 )
 def test_an_option_without_effect_is_refused(

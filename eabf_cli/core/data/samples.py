@@ -16,6 +16,7 @@ from eabf_cli.core.data.sample_set import IGNORE_INDEX, Sample, SampleSet, hash_
 from eabf_cli.core.data.tokenization import TokenizedText, encode_chat, encode_text, has_chat_template
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import DataError, InvalidConfigError
+from eabf_cli.core.option_names import check_at_least_one, option_name
 
 NUM_SAMPLES = 100
 """How many samples the paper is content with."""
@@ -63,8 +64,7 @@ class DataConfig:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_samples is not None and self.num_samples < 1:
-            raise InvalidConfigError(f"num_samples must be at least 1, got {self.num_samples}")
+        check_at_least_one(self, "num_samples")
         if self.max_length < 2:
             raise InvalidConfigError(
                 f"max_length must be at least 2 tokens (one to see, one to predict), got {self.max_length}"
@@ -78,7 +78,7 @@ class DataConfig:
             ("too_short", self.too_short, get_args(TooShort)),
         ):
             if value not in choices:
-                raise InvalidConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+                raise InvalidConfigError(f"{option_name(name)} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def load_samples(config: DataConfig, tokenizer: Any) -> SampleSet:
@@ -300,7 +300,7 @@ def _too_few(config: DataConfig, records: Records, drawn: _Drawn) -> str:
     name = config.dataset if isinstance(config.dataset, str | Path) else ", ".join(map(str, config.dataset))
     ways = ["ask for fewer samples", "add data"]
     ways += ["choose --too-long split or truncate"] * bool(drawn.num_too_long)
-    ways += ["choose too_short report"] * bool(drawn.num_too_short)
+    ways += ["choose --too-short report"] * bool(drawn.num_too_short)
     message = (
         f"{name} gives {len(drawn.samples)} samples out of {len(records)} records"
         f"{f' ({left_out})' if left_out else ''}, but {asked}: {', '.join(ways[:-1])} or {ways[-1]}"

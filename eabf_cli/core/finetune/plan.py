@@ -31,6 +31,7 @@ from eabf_cli.core.finetune.recipe import Recipe, recipe_for
 from eabf_cli.core.finetune.settings import TUNING_NAMES, TUNINGS, LoraSettings, RestorationConfig, TrainSettings
 from eabf_cli.core.finetune.training import NUM_KEPT_CHECKPOINTS, checkpoints_activations, micro_steps
 from eabf_cli.core.finetune.tuning import check_tuning
+from eabf_cli.core.option_names import check_at_least_one
 from eabf_cli.core.patch_checkpoint import MethodRequest, default_output, resolve_request
 from eabf_cli.core.processes import is_sharded, num_processes, num_replicas
 from eabf_cli.core.report import PatchReport, plan_patch
@@ -108,10 +109,7 @@ class FinetuneConfig:
     show_progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_size", "save_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidConfigError(f"{name} must be at least 1, got {value}")
+        check_at_least_one(self, "samples", "micro_batch_size", "save_steps")
         if self.tuning not in TUNING_NAMES:
             raise InvalidConfigError(f"unknown tuning {self.tuning!r}; known: {', '.join(TUNING_NAMES)}")
         if self.pose and self.pack:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.option_names import check_at_least_one
 
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
 """Names of the optimizers and what transformers' Trainer calls them; those in 8 bits need bitsandbytes."""
@@ -41,12 +42,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < 1:
-            raise InvalidConfigError(f"learning rate must be between 0 and 1, got {self.learning_rate}; try 2e-5")
+            raise InvalidConfigError(f"--learning-rate must be between 0 and 1, got {self.learning_rate}; try 2e-5")
         if self.optimizer not in OPTIMIZERS:
             raise InvalidConfigError(f"unknown optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "epochs", "batch_size")
 
     def num_steps(self, num_samples: int) -> int:
         """Optimizer steps for this many samples."""

@@ -67,9 +67,9 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InvalidConfigError(f"LoRA rank must be at least 1, got {self.rank}; try 16")
+            raise InvalidConfigError(f"--lora-rank must be at least 1, got {self.rank}; try 16")
         if not 0 < self.alpha < float("inf"):
-            raise InvalidConfigError(f"LoRA alpha must be greater than 0, got {self.alpha:g}; try twice the rank")
+            raise InvalidConfigError(f"--lora-alpha must be greater than 0, got {self.alpha:g}; try twice the rank")
         if not 0 <= self.dropout < 1:
             raise InvalidConfigError(f"LoRA dropout must be from 0 to below 1, got {self.dropout:g}; try 0")
 
@@ -95,9 +95,9 @@ class RestorationConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
-            raise InvalidConfigError(f"restoration weight must be a positive number, got {self.weight}")
+            raise InvalidConfigError(f"--restore-weight must be a positive number, got {self.weight}")
         if not 0 < self.share <= 1:
-            raise InvalidConfigError(f"restoration share must be above 0 and at most 1, got {self.share}")
+            raise InvalidConfigError(f"--restore-share must be above 0 and at most 1, got {self.share}")
         if self.length is not None and self.length < 2:
             raise InvalidConfigError(f"restoration length must be at least 2 tokens, got {self.length}")
 

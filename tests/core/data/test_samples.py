@@ -253,7 +253,7 @@ def test_short_samples_are_told_and_dropped_only_on_request(tmp_path: Path) -> N
     assert sorted(map(len, texts_of(dropped))) == [9, 20, 30, 40]
     assert dropped.num_short == dropped.num_dropped <= 1
     assert dropped.notes == ()
-    with pytest.raises(DataError, match=r"gives 4 samples out of 5 records \(1 too short\), .* or .*too_short report"):
+    with pytest.raises(DataError, match=r"gives 4 samples out of 5 records \(1 too short\), .* or .*--too-short report"):
         load_samples(replace(config, num_samples=5, too_short="drop"), TOKENIZER)
 
 
@@ -346,18 +346,18 @@ def test_the_summary_is_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "name"),
     [
-        {"num_samples": 0},
-        {"max_length": 1},
-        {"too_long": "shorten"},
-        {"too_short": "pad"},
-        {"min_length": 0},
-        {"min_length": 11, "max_length": 10},
+        ({"num_samples": 0}, "--samples"),
+        ({"max_length": 1}, "max_length"),
+        ({"too_long": "shorten"}, "--too-long"),
+        ({"too_short": "pad"}, "--too-short"),
+        ({"min_length": 0}, "min_length"),
+        ({"min_length": 11, "max_length": 10}, "min_length"),
     ],
 )
-def test_nonsense_settings_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidConfigError, match=next(iter(fields))):
+def test_nonsense_settings_are_refused(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(InvalidConfigError, match=name):
         DataConfig(**fields)
 
 

@@ -55,11 +55,11 @@ def test_given_values_win() -> None:
     ("fields", "said"),
     [
         ({"batch_size": 101}, ["101", "100 samples", "--batch-size"]),
-        ({"batch_size": 0}, ["batch_size", "0"]),
-        ({"epochs": 0}, ["epochs", "0"]),
-        ({"learning_rate": 0.0}, ["learning rate", "0.0"]),
-        ({"learning_rate": 1.0}, ["learning rate", "1.0"]),
-        ({"learning_rate": float("nan")}, ["learning rate", "nan"]),
+        ({"batch_size": 0}, ["--batch-size", "0"]),
+        ({"epochs": 0}, ["--epochs", "0"]),
+        ({"learning_rate": 0.0}, ["--learning-rate", "0.0"]),
+        ({"learning_rate": 1.0}, ["--learning-rate", "1.0"]),
+        ({"learning_rate": float("nan")}, ["--learning-rate", "nan"]),
     ],
 )
 def test_nonsense_is_refused_by_name_and_value(fields: dict[str, float], said: list[str]) -> None:
