@@ -120,6 +120,12 @@ class FinetuneConfig:
             raise InvalidConfigError("--probe measures what a run would take: give --dry-run with it")
 
 
+    @property
+    def dataset_names(self) -> str | list[str]:
+        """The dataset's name, or the names of several."""
+        return list(map(str, self.dataset)) if isinstance(self.dataset, tuple) else str(self.dataset)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneTarget:
     """The model that a run extends, and its folder.
@@ -280,7 +286,7 @@ def make_plan(config: FinetuneConfig, target: FinetuneTarget) -> FinetunePlan:
     row_recipe = _in_rows(config, recipes[tuning], samples, rows)
     return FinetunePlan(
         **vars(target),
-        dataset=list(map(str, config.dataset)) if isinstance(config.dataset, tuple) else str(config.dataset),
+        dataset=config.dataset_names,
         device=str(device),
         tokenizer=tokenizer,
         samples=samples,

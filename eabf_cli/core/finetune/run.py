@@ -36,6 +36,7 @@ from eabf_cli.core.finetune.restoration import AdapterTeacher, FrozenTeacher, Re
 from eabf_cli.core.finetune.run_folder import (
     as_started,
     check_folder,
+    check_unchanged,
     finished_run,
     forget_measurements,
     keep_measurement,
@@ -81,24 +82,29 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     torch_dtype(config.dtype)
     join_processes(choose_device(config.device).type)
+    finished = finished_run(config, config.output)
+    if finished is not None:
+        return finished
     target = find_target(config)
     if config.resume or not config.dry_run:
         check_folder(config, target)
         # None may find, and refuse, what a faster one has made of the folder.
         wait_for_everyone()
     if config.resume:
+        finished = finished_run(config, target.folder)
+        if finished is not None:
+            return finished
         config = as_started(config, target)
     plan = make_plan(config, target)
     if config.dry_run and not config.probe:
         return planned_result(plan)
     if plan.source.gguf_file is None:
         plan.source.weight_files()
-    finished = finished_run(config, plan) if config.resume and not config.dry_run else None
-    if finished is not None:
-        return finished
     if config.dry_run:
         with run_memory_explained(plan.memory_settings, choose_device(config.device)):
             return planned_result(plan) | {"probe": _Run(config, plan).probe()}
+    if config.resume:
+        check_unchanged(config, plan)
     check_space(plan.folder, plan.disk_bytes)
     with disk_errors_explained(plan.folder), terminated_as_interrupted():
         resume_from = open_folder(config, plan)

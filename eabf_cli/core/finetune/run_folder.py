@@ -27,21 +27,24 @@ _FREE_SETTINGS = ("overwrite", "resume", "output", "show_progress", "dry_run", "
 
 def run_settings(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any]:
     """What decides the weights of a run, in JSON form."""
-    given = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
     return in_json_form(
-        given
+        _arguments(config)
         | {
-            "dataset": plan.dataset,
             # What "auto" came to: with other memory left it might come to something else.
             "tuning": plan.tuning,
             "recipe": asdict(plan.recipe),
             "scaling": plan.resolution.scaling.to_dict(),
             "data_hash": plan.samples.data_hash,
             "weights": plan.source.fingerprint(),
-            # Gradients are summed in another order.
-            "num_processes": num_processes(),
         }
     )
+
+
+def _arguments(config: FinetuneConfig) -> dict[str, Any]:
+    """Those settings that are known without model and data."""
+    given = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
+    # Over several processes gradients are summed in another order.
+    return given | {"dataset": config.dataset_names, "num_processes": num_processes()}
 
 
 def check_folder(config: FinetuneConfig, target: FinetuneTarget) -> None:
@@ -53,13 +56,7 @@ def check_folder(config: FinetuneConfig, target: FinetuneTarget) -> None:
     """
     folder = target.folder
     if config.resume:
-        if not folder.is_dir():
-            raise CheckpointError(f"run folder {folder} does not exist: leave --resume out to start a run there")
-        if not (folder / SETTINGS_FILE).is_file():
-            raise CheckpointError(f"folder {folder} holds no finetune run ({SETTINGS_FILE} is missing)")
-        record = read_run_record(folder)
-        if record is not None and record.get("command") != "finetune":
-            raise CheckpointError(f"folder {folder} holds no finetune run: `eabf {record.get('command')}` made it")
+        _check_is_run(folder)
         return
     is_unfinished = (folder / SETTINGS_FILE).is_file() and not (folder / RUN_FILE).is_file()
     if is_unfinished and not config.overwrite:
@@ -69,6 +66,16 @@ def check_folder(config: FinetuneConfig, target: FinetuneTarget) -> None:
     datasets = [config.dataset] if isinstance(config.dataset, str | Path) else config.dataset
     local = [Path(name) for name in datasets if Path(name).exists()]
     check_target(folder, overwrite=config.overwrite, sources=(target.source.folder, *local))
+
+
+def _check_is_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"run folder {folder} does not exist: leave --resume out to start a run there")
+    if not (folder / SETTINGS_FILE).is_file():
+        raise CheckpointError(f"folder {folder} holds no finetune run ({SETTINGS_FILE} is missing)")
+    record = read_run_record(folder)
+    if record is not None and record.get("command") != "finetune":
+        raise CheckpointError(f"folder {folder} holds no finetune run: `eabf {record.get('command')}` made it")
 
 
 def as_started(config: FinetuneConfig, target: FinetuneTarget) -> FinetuneConfig:
@@ -84,17 +91,36 @@ def as_started(config: FinetuneConfig, target: FinetuneTarget) -> FinetuneConfig
     return replace(config, tuning=tuning)
 
 
-def finished_run(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any] | None:
-    """The result of the run to be resumed if it is finished, or None.
+def finished_run(config: FinetuneConfig, folder: Path | None) -> dict[str, Any] | None:
+    """The result of the run that is to be resumed in a folder if it is finished; else None, as for no folder.
+
+    Neither model nor data are read, which need not be there any more: arguments are compared as they are given.
 
     Raises:
-        InvalidConfigError: it was started with other settings.
+        CheckpointError: there is no run to resume.
+        InvalidConfigError: it is finished, and was started with other arguments.
+    """
+    if folder is None or not config.resume or config.dry_run:
+        return None
+    _check_is_run(folder)
+    record = read_run_record(folder)
+    if record is None:
+        return None
+    arguments = _arguments(config)
+    if config.tuning == "auto":
+        del arguments["tuning"]
+    check_settings(folder, arguments, kind="run")
+    logger.warning("run %s is finished already: nothing to resume", folder)
+    return record
+
+
+def check_unchanged(config: FinetuneConfig, plan: FinetunePlan) -> None:
+    """Refuse to go on with an unfinished run of other settings.
+
+    Raises:
+        InvalidConfigError: it was started with other ones.
     """
     check_settings(plan.folder, run_settings(config, plan), kind="run")
-    record = read_run_record(plan.folder)
-    if record is not None:
-        logger.warning("run %s is finished already: nothing to resume", plan.folder)
-    return record
 
 
 def open_folder(config: FinetuneConfig, plan: FinetunePlan) -> Path | None:

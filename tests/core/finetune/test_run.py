@@ -338,15 +338,30 @@ def test_a_finished_run_is_not_resumed_and_says_so(
     assert (folder / "eabf_run.json").read_bytes() == before
 
 
+def test_a_finished_run_needs_neither_model_nor_data(
+    config: FinetuneConfig, model_folder: Path, texts_file: Path, tmp_path: Path
+) -> None:
+    model, data = tmp_path / "model", tmp_path / "data.jsonl"
+    shutil.copytree(model_folder, model)
+    shutil.copy(texts_file, data)
+    run = replace(config, model=str(model), dataset=str(data), epochs=1, output=tmp_path / "run")
+    result = finetune(run)
+    shutil.rmtree(model)
+    data.unlink()
+    assert finetune(replace(run, resume=True))["train_loss"] == result["train_loss"]
+    with pytest.raises(InvalidConfigError, match=r"other settings: epochs 1 -> 2;"):
+        finetune(replace(run, epochs=2, resume=True))
+    (tmp_path / "run" / "eabf_run.json").unlink()
+    with pytest.raises(CheckpointError, match="model"):
+        finetune(replace(run, resume=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"seed": 7}, ["seed 42 -> 7"]),
-        ({"learning_rate": 1e-3}, ["learning_rate 0.003 -> 0.001", "recipe.learning_rate"]),
-        (
-            {"request": MethodRequest(rope_theta=20_000.0)},
-            ["request.rope_theta paper -> 2", "scaling.rope_theta"],
-        ),
+        ({"learning_rate": 1e-3}, ["learning_rate 0.003 -> 0.001"]),
+        ({"request": MethodRequest(rope_theta=20_000.0)}, ["request.rope_theta paper -> 2"]),
         ({"tuning": "lora"}, ["tuning full -> lora"]),
     ],
 )
@@ -461,7 +476,7 @@ def test_overwriting_a_run_never_removes_its_sources(
         ({"request": MethodRequest(unscaled_layers=(0, 1, 2))}, Exception, "exempts every layer"),
         ({"dtype": "fp8"}, InvalidConfigError, "fp8"),
         ({"report_to": ("notebook-of-mine",)}, InvalidConfigError, "notebook-of-mine.*not installed or not known"),
-        ({"preset": "paper", "learning_rate": 2.0}, InvalidConfigError, "learning rate.*2.0"),
+        ({"preset": "paper", "learning_rate": 2.0}, InvalidConfigError, "--learning-rate.*2.0"),
         ({"preset": "paper", "batch_size": None}, InvalidConfigError, "batch size 32 is larger than the 8 samples"),
         ({"micro_batch_size": 3}, InvalidConfigError, "micro-batches of 3.*multiple of 3"),
     ],
