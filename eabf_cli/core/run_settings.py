@@ -36,12 +36,26 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, kind: str) -> N
         InvalidConfigError: some differ; each is named with both values, of a dictionary only the entries that differ.
         CheckpointError: the folder's settings cannot be read.
     """
-    before = read_json(folder / SETTINGS_FILE)
-    changes = list(_changes(before, in_json_form(settings)))
+    refuse_changes(
+        read_json(folder / SETTINGS_FILE), in_json_form(settings), name=f"{kind} {folder}", way_out="in another folder"
+    )
+
+
+def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, name: str, way_out: str) -> None:
+    """Refuse settings that are not those of before; what only `before` has is not looked at.
+
+    Args:
+        name: of what was started with those of before.
+        way_out: how to start anew.
+
+    Raises:
+        InvalidConfigError: some differ; each is named with both values.
+    """
+    changes = list(_changes(before, after))
     if changes:
         raise InvalidConfigError(
-            f"{kind} {folder} was started with other settings: {', '.join(changes)}; give the same ones, "
-            "or start anew in another folder"
+            f"{name} was started with other settings: {', '.join(changes)}; give the same ones, "
+            f"or start anew {way_out}"
         )
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eabf_cli.core.entropy.recorder import Recorder
-from eabf_cli.core.errors import CheckpointError, InvalidConfigError, OutputExistsError
+from eabf_cli.core.errors import CheckpointError, OutputExistsError
 from eabf_cli.core.files import disk_errors_explained, fsync, read_json, write_json
+from eabf_cli.core.run_settings import in_json_form, refuse_changes
 
 SETTINGS_FILE = "settings.json"
 ROWS_FILE = "rows.safetensors"
@@ -121,14 +122,11 @@ def check_resumable(output: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    before = read_json(folder / SETTINGS_FILE)
-    changed = [name for name in settings if settings[name] != before.get(name)]
-    if changed:
-        lines = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
-        raise InvalidConfigError(
-            f"the measurement was started with other settings: {lines}; give the same ones, "
-            "or start anew with --overwrite"
-        )
+    before, after = (
+        {name: str(value) for name, value in values.items()}
+        for values in (read_json(folder / SETTINGS_FILE), in_json_form(settings))
+    )
+    refuse_changes(before, after, name="the measurement", way_out="with --overwrite")
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
