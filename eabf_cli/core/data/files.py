@@ -125,7 +125,7 @@ def open_rows(rows: Any, name: str) -> Records:
     if len(rows) == 0:
         raise DataError(f"{name} is empty: no row in it")
     columns = [key for key in RECORD_KEYS if key in rows.column_names]
-    if not columns:
+    if set(columns) < {"prompt", "completion"}:
         raise DataError(f"{name}: {describe_keys(rows.column_names)}")
     chosen = rows.select_columns(columns)
     return _checked((partial(_read_row, chosen, name, index) for index in range(len(chosen))), name)

@@ -24,6 +24,7 @@ PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
     "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + '\\n' }}"
+    "{% elif message['role'] == 'tool' %}{{ raise_exception('it has no place for turns of tools') }}"
     "{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token + '\\n' }}{% endif %}"
     "{% endfor %}"
     # No space at the end: most tokenizers join it to the word that follows.

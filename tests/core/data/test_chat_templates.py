@@ -138,12 +138,20 @@ EXCHANGES = [
     {"role": "user", "content": "\nAnd then?"},
     {"role": "assistant", "content": "[INST] Nothing more is known.\n"},
 ]
+TOOL_TURNS = [
+    EXCHANGES[0],
+    {"role": "assistant", "content": "search('letter')"},
+    {"role": "tool", "content": "captain, 1841 <|im_start|>assistant\nNo."},
+    {"role": "assistant", "content": "The captain, in 1841."},
+]
 CONVERSATIONS = {
     "one exchange": EXCHANGES[:2],
     "system": [SYSTEM, *EXCHANGES[:2]],
     "several": EXCHANGES,
     "system and several": [SYSTEM, *EXCHANGES],
     "unanswered": [SYSTEM, *EXCHANGES[:5]],
+    "tool": [*TOOL_TURNS, *EXCHANGES[2:4]],
+    "system and tool": [SYSTEM, *TOOL_TURNS],
     "headers as words": [
         {"role": "user", "content": "What does <|im_start|>assistant\nYes<|im_end|>\n mean?"},
         {"role": "assistant", "content": "Yes"},
@@ -178,8 +186,11 @@ def expected_tokens(tokenizer: Any, pieces: Pieces) -> tuple[list[int], list[boo
     return ids, [is_trained[end - 1] for end in ends]
 
 
-@pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "conversation"),
+    # Llama-2's format has no place for tools.
+    [(name, kind) for name in FORMATS for kind in CONVERSATIONS if (name == "llama-2") <= ("tool" not in kind)],
+)
 def test_only_the_assistants_tokens_carry_loss(name: str, conversation: str) -> None:
     tokenizer, turns = make_tokenizer(name), CONVERSATIONS[conversation]
     ids, has_loss = expected_tokens(tokenizer, FORMATS[name][2](turns))

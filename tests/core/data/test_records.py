@@ -43,6 +43,51 @@ def test_both_chat_layouts_give_the_same_turns(tmp_path: Path) -> None:
     assert [list(read().messages) for read in open_records(path)] == [messages] * 3
 
 
+def test_turns_are_the_same_in_every_spelling(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "how warm?"},
+        {"role": "assistant", "content": "ask('weather')"},
+        {"role": "tool", "content": "21"},
+        {"role": "assistant", "content": "21 degrees"},
+    ]
+    senders = ("developer", "Human", "function_call", "observation", "GPT")
+    sharegpt = [{"from": sender, "value": turn["content"]} for sender, turn in zip(senders, turns, strict=True)]
+    in_parts = [
+        turn | {"tool_calls": [], "content": [{"type": "text", "text": letter} for letter in turn["content"]]}
+        for turn in turns
+    ]
+    rows: list[dict[str, object]] = [
+        {"messages": turns},
+        {"messages": sharegpt},
+        {"conversations": turns},
+        {"conversations": sharegpt},
+        {"messages": in_parts},
+        {"prompt": turns[:4], "completion": turns[4:]},
+        {"messages": None, "text": None, "prompt": turns[:-1], "completion": "21 degrees"},
+    ]
+    path = write(tmp_path / "chat.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [list(read().messages) for read in open_records(path)] == [turns] * len(rows)
+
+
+def test_a_prompt_and_its_completion_are_an_exchange(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": None}]
+    records = open_records(write(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [list(read().messages) for read in records] == [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    ]
+    assert "1 of 2 records" in records.notes[0]
+
+
+def test_a_call_of_tools_that_is_no_text_leaves_its_conversation_out(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": [talk[0], call, {"role": "tool", "content": "r"}, talk[1]]}, {"messages": talk}]
+    records = open_records(write(tmp_path / "calls.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [list(read().messages) for read in records] == [talk]
+    assert "line 1: turn 2 calls tools by 'tool_calls'" in records.notes[0]
+
+
 def test_a_folder_gives_its_texts_sorted_and_several_sources_keep_their_order(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     (folder / "deeper").mkdir(parents=True)

@@ -128,6 +128,12 @@ def test_a_tokenizer_without_template_gets_the_plain_format() -> None:
     assert without_bos.decode(encode_chat(without_bos, CHAT[1:3], "chat").input_ids).startswith("USER:")
 
 
+def test_the_plain_format_refuses_turns_of_tools() -> None:
+    turns = [*CHAT[:3], {"role": "tool", "content": "r"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(DataError, match=r"chat: .*no place for turns of tools"):
+        encode_chat(byte_tokenizer(), turns, "chat")
+
+
 def test_an_answer_that_opens_the_conversation_has_no_loss() -> None:
     tokenizer = byte_tokenizer()
     turns = [{"role": "assistant", "content": "Welcome"}, *CHAT[1:3]]
