@@ -167,9 +167,7 @@ def _refuse_without_effect(model: str | None, values: Mapping[str, Any]) -> None
         raise click.UsageError("--lengths says where to measure, and --no-eval measures nothing: leave one out")
     rows = options.typed_flags(context, ["pack", "pose"])
     if options.typed_flags(context, ["too_short"]) and rows:
-        raise click.UsageError(
-            f"--too-short has no effect with {rows[0]}, which takes samples of any length"
-        )
+        raise click.UsageError(f"--too-short has no effect with {rows[0]}, which takes samples of any length")
     is_local = model is None or model == DEMO_MODEL or Path(model).expanduser().exists()
     if options.typed_flags(context, ["revision"]) and is_local:
         raise click.UsageError(f"--revision belongs to a model of the Hub, and --model {model or DEMO_MODEL} is none")

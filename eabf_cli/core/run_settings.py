@@ -54,8 +54,7 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, name:
     changes = list(_changes(before, after))
     if changes:
         raise InvalidConfigError(
-            f"{name} was started with other settings: {', '.join(changes)}; give the same ones, "
-            f"or start anew {way_out}"
+            f"{name} was started with other settings: {', '.join(changes)}; give the same ones, or start anew {way_out}"
         )
 
 

@@ -119,7 +119,6 @@ class FinetuneConfig:
         if self.probe and not self.dry_run:
             raise InvalidConfigError("--probe measures what a run would take: give --dry-run with it")
 
-
     @property
     def dataset_names(self) -> str | list[str]:
         """The dataset's name, or the names of several."""
