@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 
 def run() -> None:
-    """Run the command line; an interrupt while it is imported ends like any other."""
+    """Run the command line; SIGTERM ends it as Ctrl-C does, and so does either while it is imported."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         from eabf_cli.cli import main
 
@@ -14,6 +17,11 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    # What cleans up after an interrupt would be skipped by the signal's own way to end a process.
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
