@@ -265,11 +265,12 @@ def prepare_process(device: str) -> None:
     Raises:
         InvalidConfigError: an unknown device, or one that is not there.
     """
-    from eabf_cli.core.allocator import keep_freed_memory
+    from eabf_cli.core.allocator import keep_freed_memory, limit_kept_kernels
     from eabf_cli.core.devices import choose_device
 
     if choose_device(device).type == "cpu":
         keep_freed_memory()
+        limit_kept_kernels()
 
 
 def typed_flags(ctx: click.Context, names: Iterable[str]) -> list[str]:

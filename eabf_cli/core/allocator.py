@@ -1,4 +1,4 @@
-"""Settings of the C library's allocator for tensors that come and go."""
+"""What a process keeps of memory that it has used: the C library's allocator, and compiled kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import platform
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+# The products of a step on rows of one length, forward and backward, of adapters and of a second model: below 80.
+_NUM_KERNELS = 128
 _keeps = False
 
 
@@ -47,3 +50,12 @@ def give_back_freed_memory() -> None:
     """
     if _keeps:
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def limit_kept_kernels() -> None:
+    """Let oneDNN keep fewer of the kernels that it compiles for bfloat16 products, unless the environment says otherwise.
+
+    It compiles one for every shape and would keep 1,024 of them: rows of a hundred lengths come to hold 0.6 GiB of
+    kernels (measured in docs/finetuning.md). It reads the number at its first product, and only there.
+    """
+    os.environ.setdefault(_KERNEL_CACHE, str(_NUM_KERNELS))

@@ -65,6 +65,48 @@ def test_where_nothing_is_kept_the_heap_is_left_alone() -> None:
     assert _run("None", program)[0] == "None"
 
 
+# Products of ever other shapes, and what is held of them when the heap's free pages are given back.
+_SHAPES = """
+import ctypes, re, sys
+import torch
+from eabf_cli.core import allocator
+from eabf_cli.core.devices import has_fast_bfloat16
+
+def resident_mib():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+if sys.argv[1] == "limited":
+    allocator.limit_kept_kernels()
+weight = torch.ones(64, 64, dtype=torch.bfloat16)
+before = resident_mib()
+for length in range(100, 700):
+    torch.nn.functional.linear(torch.ones(length, 64, dtype=torch.bfloat16), weight)
+ctypes.CDLL(None).malloc_trim(0)
+print(round(resident_mib() - before) if has_fast_bfloat16(torch.device("cpu")) else 0)
+"""
+
+
+def _mib_of_shapes(mode: str, **environment: str) -> int:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "ONEDNN_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", _SHAPES, mode],
+        env=clean | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def test_fewer_kernels_of_other_shapes_are_kept() -> None:
+    every, limited = _mib_of_shapes("unlimited"), _mib_of_shapes("limited")
+    if every == 0:
+        pytest.skip("this CPU has no fast bfloat16 products, whose kernels these are")
+    assert limited < 0.8 * every
+    # What the environment says stands.
+    assert _mib_of_shapes("limited", ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024") > 1.2 * limited
+
+
 def test_without_it_they_go_back() -> None:
     assert _run("None")[1] < 50
 
