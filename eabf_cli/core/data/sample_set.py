@@ -108,9 +108,9 @@ class SampleSet:
         return max(len(sample.input_ids) for sample in self.samples)
 
     @property
-    def has_different_rows(self) -> bool:
-        """Not all rows have as many tokens."""
-        return len({len(sample.input_ids) for sample in self.samples}) > 1
+    def num_lengths(self) -> int:
+        """How many different lengths rows have."""
+        return len({len(sample.input_ids) for sample in self.samples})
 
     def origin(self, index: int) -> str:
         """Where a row comes from, for messages."""

@@ -272,7 +272,7 @@ def make_plan(config: FinetuneConfig, target: FinetuneTarget) -> FinetunePlan:
             lora=config.lora,
             restored_tokens=_restored_tokens(config, target),
             teacher_dtype=_teacher_dtype(config, target, mixed_precision=settings.mixed_precision),
-            lengths_vary=rows.has_different_rows,
+            num_lengths=rows.num_lengths,
             num_processes=num_processes(),
             shard="shard" if is_sharded() else "replicate",
         )

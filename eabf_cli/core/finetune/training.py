@@ -98,7 +98,7 @@ def train(
     with _as_it_was(model), chunked_loss(model), restored, stop_requests() as request:
         stopper = StopWithCheckpoint(request, saves=settings.save_steps is not None)
         callbacks = [progress, stopper, _Manifest(started, started if run_started is None else run_started)]
-        if samples.has_different_rows:
+        if samples.num_lengths > 1:
             callbacks.append(_FreedMemory())
         trainer = _SampleTrainer(
             model=model,

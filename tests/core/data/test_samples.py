@@ -253,9 +253,7 @@ def test_short_samples_are_told_and_dropped_only_on_request(tmp_path: Path) -> N
     assert sorted(map(len, texts_of(dropped))) == [9, 20, 30, 40]
     assert dropped.num_short == dropped.num_dropped <= 1
     assert dropped.notes == ()
-    with pytest.raises(
-        DataError, match=r"4 samples out of 5 records \(1 too short\), .* or .*--too-short report"
-    ):
+    with pytest.raises(DataError, match=r"4 samples out of 5 records \(1 too short\), .* or .*--too-short report"):
         load_samples(replace(config, num_samples=5, too_short="drop"), TOKENIZER)
 
 
