@@ -53,7 +53,7 @@ def give_back_freed_memory() -> None:
 
 
 def limit_kept_kernels() -> None:
-    """Let oneDNN keep fewer of the kernels that it compiles for bfloat16 products, unless the environment says otherwise.
+    """Let oneDNN keep fewer of its kernels for bfloat16 products, unless the environment says otherwise.
 
     It compiles one for every shape and would keep 1,024 of them: rows of a hundred lengths come to hold 0.6 GiB of
     kernels (measured in docs/finetuning.md). It reads the number at its first product, and only there.
