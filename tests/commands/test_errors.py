@@ -295,11 +295,11 @@ def test_an_unknown_command_exits_with_2(eabf: Eabf) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--samples", "0"], ["num_samples", "0"]),
-        (["--batch-size", "0"], ["batch_size", "0"]),
+        (["--samples", "0"], ["--samples", "0"]),
+        (["--batch-size", "0"], ["--batch-size", "0"]),
         (["--batch-size", "9"], ["9", "8 samples"]),
-        (["--epochs", "0"], ["epochs", "0"]),
-        (["--learning-rate", "0"], ["learning rate", "0.0"]),
+        (["--epochs", "0"], ["--epochs", "0"]),
+        (["--learning-rate", "0"], ["--learning-rate", "0.0"]),
         (["--lengths", "2"], ["lengths", "2"]),
         (["--samples", "9"], ["8 samples", "9 are asked for"]),
         (["--dataset", "missing.jsonl"], ["missing.jsonl", "not found"]),
