@@ -608,7 +608,7 @@ _HOLES_PER_WHOLE_LAYER = _HOLES_PER_LAYER | {"lora": 1.0}
 # Rows of other lengths do not fit into each other's holes, and their bfloat16 products have kernels of their own, of
 # which core/allocator.py limits the number. Fitted to 21 runs on one CPU, of the demo model and of random Llamas of 28
 # and 40 million weights, rows of 600 to 2,000 tokens, 4 to 100 lengths, all weights and adapters, whole layers and
-# checkpoints, freed memory given back after every row: estimate by peak is from 0.88 to 1.13, of five more 0.92 to 1.00.
+# checkpoints, freed memory given back after every row: estimate by peak is 0.88 to 1.13, of five more 0.92 to 1.00.
 _HOLES_OF_LENGTHS = {"activations": 0.25, "loss": 0.7}
 _KERNELS_OF_A_LENGTH = 8 * _MIB
 _MOST_LENGTHS_WITH_KERNELS = 45
