@@ -205,10 +205,12 @@ class _Comparison:
 def _numbers(contender: Contender) -> dict[str, Any]:
     """What a contender is, and the numbers of its method."""
     scaling = None if contender.resolution is None else contender.resolution.scaling
+    # The original's method is the one that it was found under; a control's checkpoint is called one, and has none.
+    method = {} if contender.kind == "original" else {"method": None if scaling is None else scaling.method}
     return {
         "title": contender.title,
         "kind": contender.kind,
-        "method": None if scaling is None else scaling.method,
+        **method,
         "factor": None if scaling is None else scaling.factor,
         "rope_theta": None if scaling is None else scaling.rope_theta,
         "unscaled_layers": None if scaling is None else list(scaling.unscaled_layers or ()),

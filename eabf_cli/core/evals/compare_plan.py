@@ -66,7 +66,9 @@ class ComparePlan:
     def describe(self) -> dict[str, Any]:
         """The keys of the result that need no measurement."""
         config, measuring = self.config, self.measuring
-        notes = list(measuring.notes)
+        # Every method starts from the model without its old scaling; what is said about that is said once.
+        found = [note for contender in self.contenders if contender.resolution for note in contender.resolution.notes]
+        notes = [*dict.fromkeys(found), *measuring.notes]
         if "context_gain" in measuring.evaluation.tasks and not self.compares_key_tokens:
             notes.append("key tokens are not compared: to choose them takes two lengths inside the original window")
         result: dict[str, Any] = {
@@ -113,10 +115,6 @@ def make_plan(config: CompareConfig) -> ComparePlan:
     request = _with_target(config, request, window)
     requests = {name: _request_for(name, request) for name in config.methods}
     resolutions = {name: resolve_request(found, loaded) for name, found in requests.items()}
-    if config.finetune and request.rebase and any(resolution.notes for resolution in resolutions.values()):
-        raise InvalidConfigError(
-            f"{source.name} is scaled already, and finetuning starts from an unscaled model: give -m the original model"
-        )
     for resolution in resolutions.values():
         # It refuses a method that would find nothing to scale.
         plan_patch(architectures.meta_model(resolution.base_config), resolution)
@@ -174,6 +172,7 @@ def _contenders(
     if config.finetune:
         own_theta = resolutions[config.methods[0]].scaling.original_rope_theta
         # A base frequency "adjusted" to the model's own is no method at all, and a window that finetune can train on.
+        # With `rebase` it is the base that the model had before its old scaling, which is taken off.
         nothing = replace(request, method="abf", rope_theta=own_theta, unscaled_layers=None)
         found += [
             Contender(

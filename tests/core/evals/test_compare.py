@@ -246,9 +246,11 @@ def test_a_scaled_model_is_refused_and_rebased_if_asked_to(
     with pytest.raises(AlreadyScaledError, match="--rebase"):
         compare(replace(config, run=run))
     rebased = replace(config, run=replace(run, request=MethodRequest(rebase=True)))
-    assert compare(rebased)["original_max_position_embeddings"] == WINDOW
-    with pytest.raises(InvalidConfigError, match="starts from an unscaled model"):
-        compare(replace(rebased, finetune=True))
+    planned = compare(rebased)
+    assert planned["original_max_position_embeddings"] == WINDOW
+    assert [note for note in planned["notes"] if "removed" in note] == [
+        "removed the checkpoint's 'eabf' (window 256) before the new method"
+    ]
 
 
 # ---- Finetuned -----------------------------------------------------------------------------------------
@@ -329,6 +331,24 @@ def test_the_control_on_long_samples_has_plain_rope(trained: tuple[dict[str, Any
     assert (parameters["rope_type"], parameters["rope_theta"]) == ("default", 10_000.0)
     entry = result["compare"]["control-long"]
     assert (entry["method"], entry["kind"], entry["rope_theta"]) == (None, "control", None)
+
+
+@pytest.mark.parametrize("method", ["yarn", "eabf"])
+def test_a_rebased_model_is_compared_as_its_unscaled_twin(
+    method: str, trained: tuple[dict[str, Any], Path], trained_config: CompareConfig, tmp_path: Path
+) -> None:
+    twin, _ = trained
+    run = trained_config.run
+    scaled = tmp_path / "scaled"
+    patch_checkpoint(PatchConfig(model=run.model, output=scaled, request=MethodRequest(method=method)))
+    rebased = replace(run, model=str(scaled), output=tmp_path / "out", request=MethodRequest(rebase=True))
+    result = compare(replace(trained_config, run=rebased, num_seeds=1))
+    # As it stands it has the old scaling; all else, the controls too, starts without it.
+    assert result["compare"]["original"]["method"] == method
+    for name in ("control-cut", "control-long", "yarn"):
+        (found,), (expected, _) = result["compare"][name]["runs"], twin["compare"][name]["runs"]
+        assert found["train_loss"] == expected["train_loss"], name
+    assert any("removed" in note for note in result["notes"])
 
 
 def test_what_is_measured_are_the_trained_checkpoints_of_every_seed(
