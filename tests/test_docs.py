@@ -16,6 +16,7 @@ import click
 import pytest
 
 from eabf_cli.cli import main as app
+from tests.lm_eval_task import write_task
 from tests.transformers_457 import PYTHON_457, needs_457
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -179,42 +180,33 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path) -
     folder = tmp_path_factory.mktemp("results")
     text = folder / "text.txt"
     text.write_text("The sun was warm and the house stood open to a mild wind from the hills. " * 20)
-    finetuned = json.loads(read("docs/results/demo-finetune.json"))
+    extended = folder / "extended"
+    eabf_cli.patch_checkpoint(eabf_cli.PatchConfig(model=str(tiny_llama_folder), output=extended))
+    exported = eabf_cli.export_checkpoint(eabf_cli.ExportConfig(source=str(extended), output=folder / "exported"))
     return {
         "patch_checkpoint": eabf_cli.patch_checkpoint(eabf_cli.PatchConfig(dry_run=True)),
-        "finetune": finetuned,
-        "evaluate": finetuned["after"],
+        "finetune": json.loads(read("docs/results/demo-finetune.json")),
+        "evaluate": eabf_cli.evaluate(
+            eabf_cli.load_model(tiny_llama_folder),
+            eabf_cli.load_tokenizer(tiny_llama_folder),
+            eabf_cli.EvalConfig.with_trials(1, lengths=(32, 64, 512)),
+        ),
         "compute_attention_entropy": eabf_cli.compute_attention_entropy(
             eabf_cli.EntropyConfig(text=text, length=64, num_documents=1)
         ),
         "summarize": eabf_cli.summarize(eabf_cli.SummarizeConfig(files=(text,), model="eabf-tiny", max_new_tokens=4)),
-        **results_of_eval(folder, text, tiny_llama_folder),
+        **results_of_eval(folder, text, tiny_llama_folder, extended),
+        "export_checkpoint": exported,
     }
 
 
-def results_of_eval(folder: Path, text: Path, model: Path) -> dict[str, dict[str, Any]]:
+def results_of_eval(folder: Path, text: Path, model: Path, extended: Path) -> dict[str, dict[str, Any]]:
     """What the functions behind `eabf eval` return."""
     import eabf_cli
 
-    extended = folder / "extended"
-    eabf_cli.patch_checkpoint(eabf_cli.PatchConfig(model=str(model), output=extended))
     evaluation = eabf_cli.EvalConfig(tasks=("perplexity", "context_gain", "passkey"), lengths=(64, 256))
     run = eabf_cli.EvalRunConfig(model=str(model), text=(text,), evaluation=evaluation)
-    (folder / "rows.jsonl").write_text('{"context": "The sun was", "continuation": " warm"}\n')
-    task = {
-        "task": "sun",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "loglikelihood",
-        "doc_to_text": "{{context}}",
-        "doc_to_target": "{{continuation}}",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (folder / "tasks").mkdir()
-    # JSON is YAML.
-    (folder / "tasks" / "sun.yaml").write_text(json.dumps(task))
-    suites = eabf_cli.SuiteConfig(tasks=("sun",), lengths=(64,), include_path=folder / "tasks")
+    suites = eabf_cli.SuiteConfig(tasks=("sun",), lengths=(64,), include_path=write_task(folder))
     return {
         "run_evaluation": eabf_cli.run_evaluation(run),
         "compare": eabf_cli.compare(eabf_cli.CompareConfig(run=run, methods=("yarn", "eabf"))),

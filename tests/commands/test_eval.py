@@ -15,6 +15,7 @@ from eabf_cli.core.patch_checkpoint import PatchConfig, patch_checkpoint
 from eabf_cli.core.patching import apply_method
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from tests.conftest import Eabf
+from tests.lm_eval_task import write_task
 from tests.outcomes import assert_told, printed, succeeded
 from tests.tiny_llama import TARGET, WINDOW, write_tiny_llama
 
@@ -183,24 +184,8 @@ def test_a_passkey_alone_reads_no_document(eabf: Eabf, tiny_llama_folder: Path) 
 
 @pytest.fixture
 def task_folder(workdir: Path) -> Path:
-    """A task of lm-eval's kind: a short sentence, and what comes behind it."""
-    rows = [{"context": "The sun was", "continuation": word} for word in (" warm", " cold")]
-    (workdir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = {
-        "task": "sun",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(workdir / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "loglikelihood",
-        "doc_to_text": "{{context}}",
-        "doc_to_target": "{{continuation}}",
-        "metric_list": [{"metric": "acc"}],
-    }
-    folder = workdir / "tasks"
-    folder.mkdir()
-    # JSON is YAML.
-    (folder / "sun.yaml").write_text(json.dumps(task))
-    return folder
+    """Where a task of lm-eval's kind lies."""
+    return write_task(workdir)
 
 
 def test_tasks_of_lm_eval_alone_are_all_that_is_told(
