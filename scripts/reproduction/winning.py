@@ -61,9 +61,10 @@ def conclusions(fought: Sequence[Duel]) -> list[str]:
     """A sentence for each variant: what it beats, how surely, and what keeps it from winning; last, if none wins."""
     by_name: dict[str, list[Duel]] = {}
     for duel in fought:
-        by_name.setdefault(duel.name, []).append(duel)
+        if duel.rival != _NOT_NEEDED:
+            by_name.setdefault(duel.name, []).append(duel)
     found = [_conclusion(name, own) for name, own in by_name.items()]
-    verdicts = [{duel.verdict for duel in own if duel.rival != _NOT_NEEDED} for own in by_name.values()]
+    verdicts = [{duel.verdict for duel in own} for own in by_name.values()]
     if verdicts and all(MISSING not in those and not those <= {HOLDS, HOLDS_HERE} for those in verdicts):
         found.append("**No variant wins**, so the table of methods gets no new one.")
     return found
@@ -92,8 +93,7 @@ def duel_titles() -> list[str]:
     return [f"{_MEASUREMENTS[measurement]} {_SPANS[length]}" for measurement, length in duel_keys()]
 
 
-def _conclusion(name: str, own: Sequence[Duel]) -> str:
-    needed = [duel for duel in own if duel.rival != _NOT_NEEDED]
+def _conclusion(name: str, needed: Sequence[Duel]) -> str:
     verdicts = {duel.verdict for duel in needed}
     if MISSING in verdicts:
         return f"Of `{name}` or of what it has to beat, runs are missing."
