@@ -29,7 +29,9 @@ def confirmation_section(results: Path) -> list[str]:
             f"""{CONFIRMATION_RULE} They are trained anew on {len(CONFIRMATION_SEEDS)} draws of samples that nothing was
             chosen on (seeds {", ".join(map(str, CONFIRMATION_SEEDS))}), beside EABF as published and the tuned EABF,
             ABF and YaRN, and measured on the test split, whose documents, prompts and wordings the study has not
-            seen."""
+            seen. Each draw is new, but not all of its samples: any two draws of 100 share [many of
+            them](reproduction.md#what-was-run), so that verdicts over seeds say less about other samples than
+            independent draws would."""
         ),
     ]
     if not cells:

@@ -24,7 +24,7 @@ from confirming import confirmation_cells
 from estimates import Runs, level, read_runs
 from extrapolation_section import extrapolation_findings, extrapolation_section
 from formatting import bullets, counted, half_width, listed, paragraph, table
-from further_sections import ablation_section, larger_model_section, tuning_section
+from further_sections import ablation_section, larger_model_section, tuned_findings, tuning_section
 from pictures import write_picture
 from running import read_cell
 from samples_section import samples_findings, samples_runs, samples_section
@@ -78,11 +78,13 @@ def _in_short(results: Path) -> str:
             "## In short",
             paragraph(
                 """What becomes of the paper's claims on a model of 5 million parameters; [below](#how-to-read-it)
-                stands what the verdicts mean. Extrapolation, after 100 samples at four windows:"""
+                stands what the verdicts mean. Extrapolation, after 100 samples at four windows (the paper's Table 5 is
+                after 3,500):"""
             ),
             extrapolation_findings(results),
             paragraph("Data efficiency, in points of retrieval and in nats of loss by which the first is ahead:"),
             samples_findings(results),
+            *tuned_findings(results),
         ]
     )
 

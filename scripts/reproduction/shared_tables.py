@@ -52,25 +52,47 @@ def level_table(runs: Mapping[str, Runs], measurement: str, lengths: Sequence[in
 
 
 def comparison_table(
-    runs: Mapping[str, Runs], pairs: Sequence[tuple[str, str]], measurement: str, lengths: Sequence[int], title: str
+    runs: Mapping[str, Runs],
+    pairs: Sequence[tuple[str, str]],
+    measurement: str,
+    lengths: Sequence[int],
+    title: str,
+    *,
+    shown: Sequence[int] | None = None,
 ) -> str:
     """By how much the first of each pair is better than the second; all cells are judged together.
 
     Args:
         pairs: names among `runs`; those without a run are left out.
+        lengths: what is judged together.
+        shown: the lengths that have a column; None: all.
     """
+    shown = lengths if shown is None else shown
     pairs = [pair for pair in pairs if all(runs[name].scores for name in pair)]
     claims = [Claim(better=better, worse=worse, length=length) for better, worse in pairs for length in lengths]
-    texts = iter(
-        judgement_text(judgement, COMPARED, is_loss=measurement in (LOSS, POSITIONS))
+    texts = {
+        judgement.claim: judgement_text(judgement, COMPARED, is_loss=measurement in (LOSS, POSITIONS))
         for judgement in judge(claims, runs, measurement)
-    )
-    rows = [(f"`{better}` against `{worse}`", *(next(texts) for _ in lengths)) for better, worse in pairs]
-    return table((title, *(f"{length:,}" for length in lengths)), rows)
+    }
+    rows = [
+        (
+            f"`{better}` against `{worse}`",
+            *(texts[Claim(better=better, worse=worse, length=length)] for length in shown),
+        )
+        for better, worse in pairs
+    ]
+    return table((title, *(f"{length:,}" for length in shown)), rows)
 
 
-def comparison_tables(runs: Mapping[str, Runs], pairs: Sequence[tuple[str, str]], lengths: Sequence[int]) -> str:
+def comparison_tables(
+    runs: Mapping[str, Runs],
+    pairs: Sequence[tuple[str, str]],
+    lengths: Sequence[int],
+    *,
+    shown: Sequence[int] | None = None,
+) -> str:
     """`comparison_table` on retrieval (in points) and on the loss (in nats)."""
     return "\n\n".join(
-        comparison_table(runs, pairs, measurement, lengths, f"On {title}") for measurement, title in JUDGED.items()
+        comparison_table(runs, pairs, measurement, lengths, f"On {title}", shown=shown)
+        for measurement, title in JUDGED.items()
     )
