@@ -190,8 +190,8 @@ def _retrieval_table(result: Result) -> Table:
         title="Retrieval",
         columns=["task", "tokens", "right answers", "trials"],
         rows=rows,
-        note="Over all depths and wordings, with 95 % intervals; of variables and spans the share that is right in a "
-        "prompt, with its standard error over prompts.",
+        note="Over all depths and wordings, with 95 % intervals; of variables and spans the mean share that is right, "
+        "with its standard error over prompts (variables) or spans.",
     )
 
 
