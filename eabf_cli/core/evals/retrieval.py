@@ -135,14 +135,12 @@ def needles_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any
 
 
 def span_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Share of the second halves' tokens that are predicted, by length; stderr over the spans."""
-    results = []
-    for length in lengths:
-        found = scores.get(("repeated_span", length), [])
-        accuracy, stderr = mean_and_stderr([score.share for score in found])
-        if found:
-            results.append({"length": length, "accuracy": accuracy, "stderr": stderr, "num_trials": len(found)})
-    return results
+    """Share of the second halves' tokens that are predicted, by length; errors over the spans."""
+    return [
+        {"length": length} | mean_share_of([score.share for score in scores["repeated_span", length]])
+        for length in lengths
+        if ("repeated_span", length) in scores
+    ]
 
 
 def retrieval_result(
@@ -186,14 +184,14 @@ def effective_length(retrieval: Sequence[dict[str, Any]], original_max_position_
     return max(entry["length"] for entry in [*inside, *proven])
 
 
-def wilson_lower_bound(num_successes: int, num_trials: int, z: float = _Z) -> float:
+def wilson_lower_bound(num_successes: float, num_trials: int, z: float = _Z) -> float:
     """Lower end of the Wilson score interval for a share, by default one-sided at 95 % (Wilson 1927)."""
     share = num_successes / num_trials
     spread = z * math.sqrt(share * (1 - share) / num_trials + z**2 / (4 * num_trials**2))
     return max(0.0, (share + z**2 / (2 * num_trials) - spread) / (1 + z**2 / num_trials))
 
 
-def wilson_interval(num_successes: int, num_trials: int, z: float = _Z_TWO_SIDED) -> tuple[float, float]:
+def wilson_interval(num_successes: float, num_trials: int, z: float = _Z_TWO_SIDED) -> tuple[float, float]:
     """Both ends of the Wilson score interval for a share, by default at 95 %."""
     lower = wilson_lower_bound(num_successes, num_trials, z)
     return lower, 1 - wilson_lower_bound(num_trials - num_successes, num_trials, z)
@@ -236,3 +234,20 @@ def accuracy_of(found: Sequence[Score]) -> dict[str, Any]:
     num_right = sum(score.is_match for score in found)
     lower, upper = wilson_interval(num_right, len(found))
     return {"accuracy": num_right / len(found), "lower_bound": lower, "upper_bound": upper, "num_trials": len(found)}
+
+
+def mean_share_of(shares: Sequence[float]) -> dict[str, Any]:
+    """Mean of shares from 0 to 1, its standard error, and the ends of a 95 % interval that holds for few of them, too.
+
+    A share varies at most as an answer that is right or wrong does, so the Wilson interval for as many of those is
+    wide enough. The standard error would be 0 where all of them are equal.
+    """
+    accuracy, stderr = mean_and_stderr(shares)
+    lower, upper = wilson_interval(sum(shares), len(shares))
+    return {
+        "accuracy": accuracy,
+        "stderr": stderr,
+        "lower_bound": lower,
+        "upper_bound": upper,
+        "num_trials": len(shares),
+    }

@@ -210,7 +210,7 @@ def _shares(key: str) -> Callable[[Result], _Cells]:
 def _share_text(entries: Iterable[Mapping[str, Any]]) -> str:
     found = list(entries)
     num_trials = sum(entry["num_trials"] for entry in found)
-    num_right = round(sum(entry["accuracy"] * entry["num_trials"] for entry in found))
+    num_right = sum(entry["accuracy"] * entry["num_trials"] for entry in found)
     lower, upper = wilson_interval(num_right, num_trials)
     return f"{num_right / num_trials:.0%} ({100 * lower:.0f}-{100 * upper:.0f})"
 
@@ -267,6 +267,6 @@ _ROWS: tuple[tuple[str, Callable[[Result], _Cells]], ...] = (
     ("passkey", _shares("passkey")),
     ("unseen needles", _shares("needles")),
     ("one key of several", _shares("multi_key")),
-    ("variable tracking", _means("variable_tracking", "length", "accuracy", "stderr", ".0%")),
-    ("repeated span", _means("repeated_span", "length", "accuracy", "stderr", ".0%")),
+    ("variable tracking", _shares("variable_tracking")),
+    ("repeated span", _shares("repeated_span")),
 )

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from eabf_cli.core.evals.language_modeling import mean_and_stderr
-from eabf_cli.core.evals.retrieval import start_row
+from eabf_cli.core.evals.retrieval import mean_share_of, start_row
 from eabf_cli.core.evals.rows import Row, Target
 from eabf_cli.core.needles import encode_after
 
@@ -64,14 +63,9 @@ def tracking_shares(scores: Scores, length: int) -> list[float]:
 
 
 def tracking_result(scores: Scores, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Share of a chain's variables that are named, by length; stderr over prompts."""
-    results = []
-    for length in lengths:
-        shares = tracking_shares(scores, length)
-        accuracy, stderr = mean_and_stderr(shares)
-        if shares:
-            results.append({"length": length, "accuracy": accuracy, "stderr": stderr, "num_trials": len(shares)})
-    return results
+    """Share of a chain's variables that are named, by length; errors over prompts."""
+    found = {length: tracking_shares(scores, length) for length in lengths}
+    return [{"length": length} | mean_share_of(shares) for length, shares in found.items() if shares]
 
 
 def _draw_names(rng: random.Random, count: int) -> list[str]:

@@ -191,7 +191,7 @@ def _retrieval_table(result: Result) -> Table:
         columns=["task", "tokens", "right answers", "trials"],
         rows=rows,
         note="Over all depths and wordings, with 95 % intervals; of variables and spans the mean share that is right, "
-        "with its standard error over prompts (variables) or spans.",
+        "the interval over prompts (variables) or spans.",
     )
 
 
@@ -208,11 +208,8 @@ def _suites_table(result: Result) -> Table:
 def _right_answers(entries: Sequence[Result], num_trials: int) -> str:
     """Right answers of one task and length; an entry for each depth or wording."""
     accuracy = sum(entry["accuracy"] * entry["num_trials"] for entry in entries) / num_trials
-    if "lower_bound" in entries[0]:
-        low, high = wilson_interval(round(accuracy * num_trials), num_trials)
-        return share(accuracy) + between(low, high, 0, 100)
-    stderr = entries[0]["stderr"]
-    return share(accuracy) + ("" if stderr is None else f" ± {share(stderr)}")
+    low, high = wilson_interval(accuracy * num_trials, num_trials)
+    return share(accuracy) + between(low, high, 0, 100)
 
 
 def _spoken(name: str) -> str:

@@ -15,6 +15,7 @@ from eabf_cli.core.evals.comparisons import (
 )
 from eabf_cli.core.evals.grid import needle_grid
 from eabf_cli.core.evals.judgement import ALTERNATIVES, judge
+from eabf_cli.core.evals.retrieval import mean_share_of
 from eabf_cli.core.evals.verdict_rows import Stretch
 from eabf_cli.core.evals.verdict_settings import VerdictConfig
 
@@ -41,7 +42,7 @@ def made_up_evaluation(*, model: str = "a/model", seed: int = 0, loss: float = 3
     }
     for task in ("variable_tracking", "repeated_span"):
         answers[task] = [
-            {"length": length, "accuracy": float(rng.random()), "stderr": 0.02, "num_trials": 10} for length in LENGTHS
+            {"length": length} | mean_share_of((rng.integers(0, 5, size=10) / 4).tolist()) for length in LENGTHS
         ]
     return {
         "model": model,

@@ -65,7 +65,10 @@ def test_every_retrieval_task_that_was_measured_is_shown_at_each_length() -> Non
     assert all(row[3] == trials.get(row[0], "10") for row in rows)
     for task in ("variable_tracking", "repeated_span"):
         shown = [row[2] for row in rows if row[0] == task.replace("_", " ")]
-        assert shown == [f"{100 * entry['accuracy']:.0f} % ± 2 %" for entry in result[task]]
+        percents = [
+            [100 * entry[name] for name in ("accuracy", "lower_bound", "upper_bound")] for entry in result[task]
+        ]
+        assert shown == [f"{mean:.0f} % ({low:.0f} to {high:.0f})" for mean, low, high in percents]
     del result["needles"], result["repeated_span"]
     rows = table(view(result), "Retrieval").rows
     assert list(dict.fromkeys(row[0] for row in rows)) == ["passkey", "multi key", "variable tracking"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eabf_cli.core.errors import InvalidConfigError
@@ -10,6 +11,7 @@ from eabf_cli.core.evals.prefixes import plan_reading
 from eabf_cli.core.evals.retrieval import (
     effective_length,
     eval_templates,
+    mean_share_of,
     needle_row,
     passkey_rows,
     span_row,
@@ -133,3 +135,17 @@ def test_passkey_prompts_are_read_once_up_to_their_needle(depth: float) -> None:
 def test_prompts_that_do_not_fit_are_refused(make_row: Any) -> None:
     with pytest.raises(InvalidConfigError, match=r"need \d+ tokens, more than 100"):
         make_row(TOKENIZER, 100, FILLER, random.Random(0))
+
+
+@pytest.mark.parametrize("num_shares", [3, 5, 16])
+def test_the_interval_of_a_mean_share_holds_the_true_mean(num_shares: int) -> None:
+    rng = np.random.default_rng(0)
+    for weights in ([0.9, 0.1, 0, 0, 0], [0.2, 0.2, 0.2, 0.2, 0.2], [0.5, 0, 0, 0, 0.5]):
+        true_mean = float(np.dot(weights, [0, 0.25, 0.5, 0.75, 1]))
+        drawn = rng.choice(5, size=(2000, num_shares), p=weights) / 4
+        found = [mean_share_of(shares.tolist()) for shares in drawn]
+        held = np.mean([one["lower_bound"] <= true_mean <= one["upper_bound"] for one in found])
+        # Wilson's interval for right and wrong answers alone (the last weights) falls short by a few percent.
+        assert held >= 0.91
+    nothing = mean_share_of([0.0] * num_shares)
+    assert nothing["stderr"] == nothing["lower_bound"] == 0 < nothing["upper_bound"]

@@ -81,7 +81,7 @@ loss by context  3.000 ± 0.100  2.800 ± 0.100
   on key tokens          1.000  0.500 ± 0.250
 perplexity        20.00 ± 1.50              -
 passkey            50% (24-76)     20% (4-62)
-repeated span        50% ± 12%              -
+repeated span      50% (15-85)              -
 
 passkey by depth
 depth            512       2,048

@@ -59,6 +59,9 @@ def test_a_trial_is_the_share_of_a_chain() -> None:
         "length": 64,
         "accuracy": pytest.approx((1 + 1 / CHAIN_LENGTH) / 2),
         "stderr": pytest.approx((1 - 1 / CHAIN_LENGTH) / 2),
+        # Wilson's interval for 1.25 right answers of 2.
+        "lower_bound": pytest.approx(0.14169, abs=1e-5),
+        "upper_bound": pytest.approx(0.94390, abs=1e-5),
         "num_trials": 2,
     }
 
