@@ -11,7 +11,7 @@ import copy
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -215,7 +215,8 @@ class Restoration:
                 return outputs
             number = next(numbers)
             if self.config.has_loss(number):
-                divergence = self.divergence(self.slices(kwargs["input_ids"], kwargs.get("attention_mask"), number))
+                lengths = row_lengths(kwargs["labels"], kwargs.get("attention_mask"))
+                divergence = self.divergence(self.slices(kwargs["input_ids"], lengths, number))
                 self._recorded.append(divergence.detach())
                 part = _part_of_batch(kwargs["labels"], kwargs.get("num_items_in_batch"))
                 outputs.loss = outputs.loss + self.config.weight * part * divergence
@@ -239,22 +240,19 @@ class Restoration:
             self.teacher.logits,
         )
 
-    def slices(self, input_ids: Tensor, attention_mask: Tensor | None, micro_batch: int) -> Tensor:
+    def slices(self, input_ids: Tensor, lengths: Sequence[int], micro_batch: int) -> Tensor:
         """One slice of every row, all equally long: (batch, at most `length`) token ids.
 
         Where a row is made of several texts a slice may hold parts of two: both models are shown the same.
 
         Args:
             input_ids: (batch, tokens), padded on the right if at all.
-            attention_mask: (batch, tokens), 0 for a pad; None where there is none.
+            lengths: of each row, without its pads.
             micro_batch: the micro-batch's number.
         """
-        row_lengths = [input_ids.shape[1]] * len(input_ids)
-        if attention_mask is not None:
-            row_lengths = attention_mask.sum(dim=1).tolist()
-        length = min(self.length, *row_lengths)
+        length = min(self.length, *lengths)
         slices = []
-        for index, (row, row_length) in enumerate(zip(input_ids, row_lengths, strict=True)):
+        for index, (row, row_length) in enumerate(zip(input_ids, lengths, strict=True)):
             rng = random.Random(f"restoration/{self.seed}/{micro_batch}/{index}")
             start = rng.randint(0, row_length - length)
             taken = row[start : start + length].clone()
@@ -267,6 +265,17 @@ class Restoration:
         """Mean divergence (nats per token) since the last call, or None if there was none."""
         recorded, self._recorded = self._recorded, []
         return torch.stack(recorded).mean().item() if recorded else None
+
+
+def row_lengths(labels: Tensor, attention_mask: Tensor | None) -> list[int]:
+    """Tokens of each row of a batch (batch, tokens), without the pads on its right.
+
+    Packed rows have no mask: theirs end with the last token that is predicted.
+    """
+    if attention_mask is not None:
+        return [int(length) for length in attention_mask.sum(dim=1)]
+    places = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+    return [int(length) for length in (places * (labels != IGNORE_INDEX)).amax(dim=1)]
 
 
 def _part_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:

@@ -32,6 +32,7 @@ from eabf_cli.core.finetune.restoration import (
     RestorationConfig,
     head_logits,
     restoration_loss,
+    row_lengths,
 )
 from eabf_cli.core.finetune.settings import TrainSettings
 from eabf_cli.core.finetune.training import train
@@ -311,20 +312,31 @@ def test_slices_are_pieces_of_the_rows_inside_the_window(
     lengths: list[int], length: int | None, number: int, has_bos: bool
 ) -> None:
     longest = max(lengths)
-    rows, masks = [], []
+    rows = []
     for row_length in lengths:
         row = [BOS if has_bos else 99, *range(100, 99 + row_length)]
         rows.append(row + [0] * (longest - row_length))
-        masks.append([1] * row_length + [0] * (longest - row_length))
     restoration = restoration_for(_unused_model(), FrozenTeacher(_unused_model(), torch.float32), length=length)
-    slices = restoration.slices(torch.tensor(rows), torch.tensor(masks), number)
-    assert torch.equal(slices, restoration.slices(torch.tensor(rows), torch.tensor(masks), number))
+    slices = restoration.slices(torch.tensor(rows), lengths, number)
+    assert torch.equal(slices, restoration.slices(torch.tensor(rows), lengths, number))
     assert slices.shape == (len(rows), min(WINDOW, length or WINDOW, *lengths))
     for taken in slices.tolist():
         assert (taken[0] == BOS) == has_bos
         body = taken[has_bos:]
         assert body == list(range(body[0], body[0] + len(body)))
         assert 0 not in taken
+
+
+@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=4), is_packed=st.booleans())
+def test_pads_are_no_part_of_a_row(lengths: list[int], is_packed: bool) -> None:
+    samples = [
+        {"input_ids": [7] * length, "labels": [IGNORE_INDEX] * (length // 2) + [7] * (length - length // 2)}
+        | ({"position_ids": list(range(length))} if is_packed else {})
+        for length in lengths
+    ]
+    batch = SampleCollator(pad_token_id=7)(samples)
+    assert ("attention_mask" in batch) != is_packed
+    assert row_lengths(batch["labels"], batch.get("attention_mask")) == lengths
 
 
 def test_the_forward_adds_weight_times_the_divergence_of_the_slice() -> None:
@@ -343,7 +355,7 @@ def test_the_forward_adds_weight_times_the_divergence_of_the_slice() -> None:
     model.zero_grad()
     outputs = model(input_ids=rows, use_cache=False).logits[:, :-1].reshape(-1, VOCABULARY)
     own = cross_entropy(outputs, labels[:, 1:].reshape(-1), reduction="sum") / num_items
-    piece = restoration.slices(rows, None, 3)
+    piece = restoration.slices(rows, [100, 100], 3)
     with torch.no_grad():
         original = llama()(piece).logits.log_softmax(-1).flatten(0, 1)
     predicted = model(input_ids=piece, use_cache=False).logits.log_softmax(-1).flatten(0, 1)
