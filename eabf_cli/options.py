@@ -141,14 +141,29 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> b
 
 def model_options_for(default: str) -> Decorator:
     """The options that name a model; help shows what is used when none is named."""
+
+    def refuse_local(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        model = ctx.params["model"] or default
+        is_typed = ctx.get_parameter_source("revision") is ParameterSource.COMMANDLINE
+        if is_typed and (model == DEMO_MODEL or Path(model).expanduser().exists()):
+            raise click.UsageError(f"--revision belongs to a model of the Hub, and --model {model} is none", ctx)
+        return value
+
     return bundle(
         click.option(
             "-m",
             "--model",
             metavar="ID_OR_PATH",
+            # Before --revision, which depends on it.
+            is_eager=True,
             help=f"Hub id, folder, GGUF file, or {DEMO_MODEL}.  [default: {default}]",
         ),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model."),
+        click.option(
+            "--revision",
+            metavar="REV",
+            callback=refuse_local,
+            help="Branch, tag or commit of a Hub model.",
+        ),
         click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer's own code run."),
     )
 

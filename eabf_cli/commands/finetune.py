@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from eabf_cli import options, output
 from eabf_cli.core.data.samples import NUM_SAMPLES, DataConfig, TooShort
-from eabf_cli.core.demo import DEMO_DATASET, DEMO_MODEL
+from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import EabfError
 from eabf_cli.core.finetune.recipe import OPTIMIZERS
 from eabf_cli.core.finetune.settings import LoraSettings, RestorationConfig, TrainSettings
@@ -117,7 +116,7 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
       eabf finetune -m meta-llama/Llama-2-7b-chat-hf --dataset chats.jsonl --preset paper --dry-run
       torchrun --nproc-per-node 8 -m eabf_cli finetune -m MODEL --dataset chats.jsonl -o extended
     """
-    _refuse_without_effect(model, values)
+    _refuse_without_effect(values)
     output.quiet_libraries()
     options.prepare_process(values["device"])
     from eabf_cli.core.evaluation import EvalConfig
@@ -151,7 +150,7 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
     output.result(result, _text(result, comparison_table(result), config.dry_run), as_json=as_json)
 
 
-def _refuse_without_effect(model: str | None, values: Mapping[str, Any]) -> None:
+def _refuse_without_effect(values: Mapping[str, Any]) -> None:
     """Refuse options that would change nothing beside the others.
 
     Raises:
@@ -168,9 +167,6 @@ def _refuse_without_effect(model: str | None, values: Mapping[str, Any]) -> None
     rows = options.typed_flags(context, ["pack", "pose"])
     if options.typed_flags(context, ["too_short"]) and rows:
         raise click.UsageError(f"--too-short has no effect with {rows[0]}, which takes samples of any length")
-    is_local = model is None or model == DEMO_MODEL or Path(model).expanduser().exists()
-    if options.typed_flags(context, ["revision"]) and is_local:
-        raise click.UsageError(f"--revision belongs to a model of the Hub, and --model {model or DEMO_MODEL} is none")
 
 
 def _lora_settings(values: dict[str, Any]) -> LoraSettings:

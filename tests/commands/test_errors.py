@@ -427,3 +427,13 @@ def test_a_result_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "Error: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", [["patch"], ["finetune"], ["entropy"], ["eval"], ["summarize", "notes.txt"]])
+def test_a_model_in_a_folder_has_no_revision(
+    command: list[str], eabf: Eabf, tiny_llama_folder: Path, workdir: Path
+) -> None:
+    (workdir / "notes.txt").write_text("A few words.")
+    refused = eabf(*command, "--revision", "main", "-m", tiny_llama_folder)
+    assert_told(refused, ["--revision belongs to a model of the Hub", str(tiny_llama_folder)], exit_code=2)
+    assert everything_in(workdir) == ["notes.txt"]
