@@ -30,6 +30,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "output": ("elsewhere",), "overwrite": (), "dry_run": (),
 }  # fmt: skip
 
+# What an option needs beside it.
+BESIDE = {"revision": ("-m", "somebody/model")}
+
 _METHOD = {"factor", "max_length", "rope_theta", "original_length", "rebase", "unscaled_layers"}
 _VERDICT = {"original"}
 _SAMPLES = {"samples", "train_dataset", "train_dataset_split", "too_long"}
@@ -92,13 +95,14 @@ def test_every_option_is_tried() -> None:
 def test_an_option_changes_what_is_asked_for_or_is_said_to_have_no_effect(
     eabf: Eabf, asked: list[Any], workdir: Path, run: tuple[str, ...]
 ) -> None:
-    assert eabf("eval", *run).exit_code == 0
-    (plain,) = asked
     for name, values in VALUES.items():
         if FLAGS[name] in run and not values:
             continue
         asked.clear()
-        result = eabf("eval", *run, FLAGS[name], *values)
+        assert eabf("eval", *run, *BESIDE.get(name, ())).exit_code == 0
+        (plain,) = asked
+        asked.clear()
+        result = eabf("eval", *run, *BESIDE.get(name, ()), FLAGS[name], *values)
         measures_ours = "--verdict" not in run and "ruler" not in run
         if name in REFUSED[run] & _SIZES and measures_ours:
             assert result.exit_code == 0, (name, result.stderr)
