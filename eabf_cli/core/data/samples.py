@@ -150,16 +150,16 @@ def _notes(config: DataConfig, drawn: _Drawn, num_samples: int, num_short: int) 
             f"{num_short:,} of {num_samples:,} samples are shorter than {config.min_length:,} tokens: "
             "too short to teach anything about a longer window"
         )
-    if drawn.num_truncated:
-        yield f"{drawn.num_truncated:,} of {num_samples:,} samples were cut to {config.max_length:,} tokens"
-    if drawn.num_split:
-        yield f"{drawn.num_split:,} records above {config.max_length:,} tokens were split into samples"
-    if drawn.num_too_long:
-        yield f"{drawn.num_too_long:,} samples above {config.max_length:,} tokens were left out"
-    if drawn.num_without_loss:
-        yield f"{drawn.num_without_loss:,} samples without loss in {config.max_length:,} tokens were left out"
-    if drawn.num_duplicates:
-        yield f"{drawn.num_duplicates:,} samples were left out because another has the same tokens"
+    above = f"above {config.max_length:,} tokens"
+    for count, told in (
+        (drawn.num_truncated, f"of {num_samples:,} samples were cut to {config.max_length:,} tokens"),
+        (drawn.num_split, f"records {above} were split into samples"),
+        (drawn.num_too_long, f"samples {above} were left out"),
+        (drawn.num_without_loss, f"samples without loss in {config.max_length:,} tokens were left out"),
+        (drawn.num_duplicates, "samples were left out because another has the same tokens"),
+    ):
+        if count:
+            yield f"{count:,} {told}"
     if drawn.refusals:
         yield f"{len(drawn.refusals):,} conversations were left out, the first: {drawn.refusals[0]}"
 
