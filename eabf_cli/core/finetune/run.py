@@ -127,8 +127,9 @@ class _Run:
     def __init__(self, config: FinetuneConfig, plan: FinetunePlan) -> None:
         self.config = config
         self.plan = plan
+        self.device = choose_device(config.device)
         # A model that is sharded is put on its devices part by part.
-        self.device = torch.device("cpu") if is_sharded() else choose_device(config.device)
+        self.load_device = torch.device("cpu") if is_sharded() else self.device
         self.mixed_precision = plan.settings.mixed_precision
         self.final_dtype = stored_dtype(plan.source) if config.dtype == "auto" else getattr(torch, config.dtype)
 
@@ -161,7 +162,7 @@ class _Run:
         if not is_main_process():
             wait_for_everyone()
             return {}
-        finished = self._merged(tuned, training).to(choose_device(config.device))
+        finished = self._merged(tuned, training).to(self.device)
         del tuned
         measured["after"] = self._evaluate(finished, "finetuned")
         result = planned_result(plan) | {
@@ -206,7 +207,7 @@ class _Run:
             config.model,
             revision=config.revision,
             tuning=self.plan.tuning,
-            device=str(self.device),
+            device=str(self.load_device),
             mixed_precision=self.mixed_precision,
         )
 
@@ -279,7 +280,7 @@ class _Run:
             f"{recipe.learning_rate:g}", "bfloat16 autocast" if self.mixed_precision else "float32",
         )  # fmt: skip
         try:
-            training = train(model, samples, recipe, folder=folder, **options)
+            training = train(model, samples, recipe, folder=folder, device=self.device, **options)
         except BaseException:
             # What stopped the training is what is told: where memory is out, a picture cannot be drawn either.
             with contextlib.suppress(Exception):
@@ -332,7 +333,7 @@ class _Run:
         measured = {"train_loss": training.losses, "num_steps": training.num_steps, "num_tokens": training.num_tokens}
         if self.config.evaluation is None or not is_main_process():
             return measured
-        model = merge_tuned(tuned, self.final_dtype).to(choose_device(self.config.device))
+        model = merge_tuned(tuned, self.final_dtype).to(self.device)
         return (self._evaluate(model, "control") or {}) | measured
 
     # ---- Writing -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -62,6 +63,7 @@ def train(
     *,
     folder: Path,
     collator: SampleCollator,
+    device: torch.device | None = None,
     restoration: Restoration | None = None,
     resume_from: Path | None = None,
     run_started: float | None = None,
@@ -72,6 +74,7 @@ def train(
 
     Args:
         folder: where `checkpoint-N/` and `metrics.jsonl` go.
+        device: where to train; None for where the model is. A model that is to be sharded is elsewhere at first.
         restoration: a loss that is added to the samples' own.
         resume_from: a checkpoint of an earlier run with the same recipe, samples and settings.
         run_started: when the run began, on `time.perf_counter`'s clock; the seconds of earlier attempts lie before it.
@@ -83,7 +86,7 @@ def train(
         InvalidConfigError: the batch cannot be shared out, or sharding was asked for where it is not done.
     """
     num_steps = recipe.num_steps(len(samples))
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     arguments = _arguments(device, recipe, settings, folder)
     progress = Progress(
         folder,
@@ -114,6 +117,8 @@ def train(
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from is not None else None)
         finally:
             progress.close()
+            # While it is set, transformers divides every model that is made, with all processes taking part.
+            unset_hf_deepspeed_config()
     if stopper.stopped_at is not None:
         kept = "with a checkpoint" if settings.save_steps is not None else "without a checkpoint"
         raise TrainingInterrupted(f"stopped after step {stopper.stopped_at} of {num_steps}, {kept}")
@@ -249,12 +254,22 @@ def micro_steps(batch_size: int, micro_batch_size: int, replicas: int) -> int:
 
 
 def _check_sharding(trainer: Trainer) -> None:
-    """transformers trains data-parallel, without a word, where it cannot shard (on CPUs)."""
+    """Refuse a launcher's configuration that would not shard, or whose weights could not be had at the end."""
+    # transformers trains data-parallel, without a word, where it cannot shard (FSDP on CPUs).
     if is_sharded() and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise InvalidConfigError(
             "the launcher's configuration asks for a sharded model (FSDP or DeepSpeed), but transformers does not "
             "shard on this device and would hold the whole model in every process: use GPUs, or launch without it"
         )
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if plugin is not None and plugin.zero_stage == 3:
+        gathers = plugin.hf_ds_config.get_value("zero_optimization.stage3_gather_16bit_weights_on_model_save")
+        if gathers is not True:
+            raise InvalidConfigError(
+                "the launcher's configuration would not let ZeRO-3 gather the trained weights: set "
+                "zero3_save_16bit_model: true in accelerate's file (stage3_gather_16bit_weights_on_model_save: true in "
+                "DeepSpeed's); float32 weights stay float32"
+            )
 
 
 @contextlib.contextmanager
