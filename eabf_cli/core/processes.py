@@ -17,12 +17,16 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def num_row_parts() -> int:
+    """Over how many processes one row is spread (context parallelism); 1 without."""
+    if not _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return 1
+    return int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
+
+
 def num_replicas() -> int:
     """How many of them work on samples of their own: with context parallelism several share one sample."""
-    shared = (
-        int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1")) if _is_on("ACCELERATE_USE_PARALLELISM_CONFIG") else 1
-    )
-    return num_processes() // shared
+    return num_processes() // num_row_parts()
 
 
 def is_main_process() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from eabf_cli.core.data.tokenization import TokenizedText, encode_chat, encode_t
 from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import DataError, InvalidConfigError
 from eabf_cli.core.option_names import check_at_least_one, option_name
+from eabf_cli.core.processes import num_row_parts
 
 NUM_SAMPLES = 100
 """How many samples the paper is content with."""
@@ -166,22 +167,32 @@ def _notes(config: DataConfig, drawn: _Drawn, num_samples: int, num_short: int) 
 
 @dataclass(frozen=True)
 class SampleCollator:
-    """Makes a batch of rows: padded on the right to the longest, without loss on the padding.
+    """Makes a batch of rows: padded on the right to one length, without loss on the padding.
 
     Packed rows go out with positions, padding counting as one sample more, and without a mask: only so does
     transformers keep attention inside each sample. Flash attention does that for batches of one row alone.
 
     Attributes:
         pad_token_id: any valid token id; it is masked and has no loss.
+        multiple_of: what a row's length is a multiple of.
     """
 
     pad_token_id: int
+    multiple_of: int = field(default=1, kw_only=True)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> SampleCollator:
-        """Pad with the tokenizer's padding token, else its end of sequence, else token 0."""
+        """Pad with the tokenizer's padding token, else its end of sequence, else token 0.
+
+        Where rows are spread over processes, to as many halves as there are parts: torch gives each process one from
+        the front of the row and one from the end, whose attention takes longer.
+        """
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-        return cls(next((token for token in candidates if token is not None), 0))
+        num_parts = num_row_parts()
+        return cls(
+            next((token for token in candidates if token is not None), 0),
+            multiple_of=2 * num_parts if num_parts > 1 else 1,
+        )
 
     def __call__(self, samples: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
         """What a model's forward takes: int64 tensors, each (batch, longest row), and `sample_index` (batch, 1).
@@ -192,6 +203,7 @@ class SampleCollator:
         import torch
 
         longest = max(len(sample["input_ids"]) for sample in samples)
+        longest += -longest % self.multiple_of
         padding = [longest - len(sample["input_ids"]) for sample in samples]
         columns = {
             "input_ids": [s["input_ids"] + [self.pad_token_id] * n for s, n in zip(samples, padding, strict=True)],
