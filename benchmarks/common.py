@@ -18,11 +18,12 @@ _FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
     "vocab_size", "tie_word_embeddings",
 )  # fmt: skip
-# One to try a script with, SmolLM2-135M, Llama-3.2-1B, Llama-2-7B.
+# One to try a script with, SmolLM2-135M, Llama-3.2-1B, Llama-3.2-3B, Llama-2-7B.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": dict(zip(_FIELDS, (128, 4, 4, 2, 256, 1024, True), strict=True)),
     "135m": dict(zip(_FIELDS, (576, 30, 9, 3, 1536, 49_152, True), strict=True)),
     "1b": dict(zip(_FIELDS, (2048, 16, 32, 8, 8192, 128_256, True), strict=True)),
+    "3b": dict(zip(_FIELDS, (3072, 28, 24, 8, 8192, 128_256, True), strict=True)),
     "7b": dict(zip(_FIELDS, (4096, 32, 32, 32, 11_008, 32_000, False), strict=True)),
 }
 
