@@ -137,7 +137,7 @@ def _extend(model: PreTrainedModel, tokenizer: Any, cell: Cell, variant: Variant
             model,
             samples,
             recipe,
-            TrainSettings(seed=cell.seed, mixed_precision=has_fast_bfloat16(torch.device("cpu"))),
+            TrainSettings(seed=cell.seed, mixed_precision=has_fast_bfloat16(model.device)),
             folder=Path(folder),
             collator=collator,
             restoration=restoration,
