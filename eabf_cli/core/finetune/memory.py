@@ -32,7 +32,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from eabf_cli.core import architectures
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.finetune.chunked_loss import DEFAULT_CHUNK_TOKENS
+from eabf_cli.core.finetune.chunked_loss import default_chunk_tokens
 from eabf_cli.core.finetune.settings import RESTORATION_CHUNK_TOKENS, TUNINGS, LoraSettings
 
 GIB = 2**30
@@ -122,7 +122,7 @@ def estimate_memory(
     mixed_precision: bool,
     checkpointing: bool,
     optimizer: str = "adamw",
-    chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     accumulates: bool = True,
     lora: LoraSettings | None = None,
     restored_tokens: int = 0,
@@ -143,7 +143,7 @@ def estimate_memory(
         mixed_precision: bfloat16 autocast.
         checkpointing: layers are computed again in the backward pass.
         optimizer: one of `OPTIMIZER_BYTES`.
-        chunk_tokens: tokens whose logits exist at a time.
+        chunk_tokens: tokens whose logits exist at a time; None: `default_chunk_tokens`.
         accumulates: an optimizer step has more than one micro-batch on a device.
         lora: what lora and qlora train; the defaults where it is None.
         restored_tokens: tokens of a sample's slice under the restoration loss; 0 for none.
@@ -164,6 +164,8 @@ def estimate_memory(
     lora = lora or LoraSettings()
     shape = _shape_of(config)
     weights = _weights_of(shape, tuning, mixed_precision=mixed_precision, lora=lora)
+    if chunk_tokens is None:
+        chunk_tokens = default_chunk_tokens(device_type, trains_head=weights.trained_head > 0)
     step = _Step(
         shape=shape,
         weights=weights,

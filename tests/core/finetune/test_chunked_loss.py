@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -18,11 +19,18 @@ from torch.nn.functional import cross_entropy, linear
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from eabf_cli.core.architectures import LogitsTransform
 from eabf_cli.core.errors import UnsupportedModelError
-from eabf_cli.core.finetune.chunked_loss import chunked_cross_entropy, chunked_loss
+from eabf_cli.core.finetune.chunked_loss import (
+    NO_TRANSFORM,
+    _loss_and_logits_grad,
+    chunked_cross_entropy,
+    chunked_loss,
+    default_chunk_tokens,
+)
+from eabf_cli.core.finetune.memory import estimate_memory
 from eabf_cli.core.patching import apply_eabf
 from tests.architectures import ALL_CONFIGS, build_tiny_model, random_tokens
 from tests.tiny_llama import VOCABULARY, tiny_llama, token_ids
@@ -464,3 +472,44 @@ def test_the_trainer_takes_the_same_steps(tmp_path: Path, mixed_precision: bool,
         pairs = zip(found, expected, strict=True)
         assert all(abs(a[index] - b[index]) <= tolerance * b[index] for a, b in pairs)
     assert "forward" not in vars(base)
+
+
+def test_a_gpu_that_trains_the_head_has_larger_chunks_and_the_estimate_knows() -> None:
+    assert default_chunk_tokens("cpu", trains_head=True) == default_chunk_tokens("cuda", trains_head=False)
+    assert default_chunk_tokens("cuda", trains_head=True) > default_chunk_tokens("cpu", trains_head=True)
+    config = LlamaConfig(vocab_size=50_000, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    for device in ("cpu", "cuda"):
+        estimate = partial(
+            estimate_memory,
+            config,
+            tuning="full",
+            seq_len=8192,
+            device_type=device,
+            mixed_precision=True,
+            checkpointing=True,
+        )
+        assert estimate() == estimate(chunk_tokens=default_chunk_tokens(device, trains_head=True))
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_way_of_a_gpu_gives_the_same_loss_and_gradient(dtype: torch.dtype, is_weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(30, 500, generator=generator)).to(dtype)
+    labels = torch.randint(500, (30,), generator=generator)
+    weights = torch.rand(30, generator=generator) if is_weighted else None
+    exact = logits.double().requires_grad_()
+    losses = cross_entropy(exact, labels, reduction="none")
+    (losses.sum() if weights is None else losses @ weights.double()).backward()
+    for in_passing in (False, True):
+        loss, gradient = _loss_and_logits_grad(
+            logits.clone(), labels, NO_TRANSFORM, weights, torch.float32, in_passing=in_passing
+        )
+        assert gradient.dtype == dtype
+        assert loss.dtype == torch.float32
+        # bfloat16 has 8 bits; nothing but the last step is rounded to it.
+        torch.testing.assert_close(
+            gradient.double(), exact.grad, rtol=2**-8 if dtype != torch.float32 else 1e-5, atol=1e-7
+        )
+        expected = losses.sum() if weights is None else losses @ weights.double()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
