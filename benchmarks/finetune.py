@@ -5,10 +5,11 @@
 
 Every side trains the same randomly initialised Llama on the same random tokens, one row a step, in one process, in
 turns (A B A B ...), with the same dtype and activation checkpointing. `plain` is the Trainer alone, `eabf` the Trainer
-with the chunked loss, and on CUDA `liger` the Trainer with Liger's kernels if they are installed. tokens/s comes from
-the median step after each run's warm-up; peak memory is that of the process (VmHWM, Linux) or of the GPU's tensors.
+as `eabf finetune` sets it up: with the chunked loss, and on CUDA, if they are installed, with Liger's kernels for norms
+and MLPs. `liger` is the Trainer with all of Liger's kernels, its loss among them. tokens/s comes from the median step
+after each run's warm-up; peak memory is that of the process (VmHWM, Linux) or of the GPU's tensors.
 
-On CUDA the model FLOPs utilisation is printed: tokens/s x (6 N + 6 L H S) / peak FLOP/s, with N the parameters that
+On CUDA the model FLOPs utilisation is given: tokens/s x (6 N + 6 L H S) / peak FLOP/s, with N the parameters that
 multiply every token (an embedding that is not the head as well is only looked up), L layers, H heads x head width, and
 S tokens in a row, of which a causal query sees half. What checkpointing computes again does not count.
 """
@@ -23,6 +24,7 @@ import importlib.util
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,9 +33,11 @@ import common
 import torch
 from common import SHAPES
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_callback import PrinterCallback
 
-from eabf_cli.core.finetune.chunked_loss import DEFAULT_CHUNK_TOKENS, chunked_loss
+from eabf_cli.core.finetune.chunked_loss import chunked_loss
+from eabf_cli.core.finetune.fused_kernels import fused_kernels, has_fused_kernels
 
 # Dense bfloat16 peaks from the vendor's data sheets; the first name that fits counts.
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
@@ -51,10 +55,13 @@ def main() -> None:
                 runs.append(run(name, length, options))
                 step_s = ", ".join(f"{seconds:.2f}" for seconds in runs[-1]["step_s"])
                 print(f"length {length}, round {round_number + 1}, {name}: {step_s} s a step", file=sys.stderr)
-        results.append({"length": length, "sides": {name: summary(runs, length) for name, runs in sides.items()}})
+        summaries = {name: summary(runs, length) for name, runs in sides.items()}
+        for found in summaries.values():
+            found["mfu"] = mfu(found["tokens_per_s"], length, options)
+        results.append({"length": length, "sides": summaries})
     settings = {name: getattr(options, name) for name in ("model", "dtype", "checkpointing", "chunk_tokens", "rounds")}
     report = {"machine": common.machine(options.device), **settings, "results": results}
-    common.publish(report, options, table(report, options))
+    common.publish(report, options, table(report))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of the weights; mixed: float32 under bfloat16 autocast (default: float32 on CPU, bfloat16 on CUDA)",
     )
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--chunk-tokens", type=int, default=DEFAULT_CHUNK_TOKENS)
+    parser.add_argument("--chunk-tokens", type=int, help="(default: as eabf finetune)")
     parser.add_argument("--peak-tflops", type=float, help="bfloat16 peak of the GPU (default: known for some)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("-o", "--output", type=Path, help="write the report as JSON to this file")
@@ -108,8 +115,7 @@ def run(side: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
     num_steps = WARMUP_STEPS + options.steps
     tokens = torch.randint(model.config.vocab_size, (num_steps, length), generator=generator)
     times = StepTimes()
-    chunked = chunked_loss(model, options.chunk_tokens) if side == "eabf" else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory() as folder, chunked:
+    with tempfile.TemporaryDirectory() as folder, _side(side, model, options):
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=1,
@@ -117,7 +123,6 @@ def run(side: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
             learning_rate=1e-5,
             bf16=options.dtype == "mixed",
             use_cpu=options.device == "cpu",
-            use_liger_kernel=side == "liger",
             activation_checkpointing=options.checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False},
             logging_steps=1,
@@ -133,6 +138,22 @@ def run(side: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
         peak = peak_memory_gib(options.device)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"step_s": times.step_s[WARMUP_STEPS:], "peak_memory_gib": peak, "loss": losses[-1]}
+
+
+@contextlib.contextmanager
+def _side(side: str, model: LlamaForCausalLM, options: argparse.Namespace) -> Iterator[None]:
+    """What a side has of its own, and nothing of it afterwards."""
+    with contextlib.ExitStack() as stack:
+        if side == "eabf":
+            if has_fused_kernels(model.config, options.device):
+                stack.enter_context(fused_kernels(model))
+            stack.enter_context(chunked_loss(model, options.chunk_tokens))
+        if side == "liger":
+            source = vars(sys.modules[type(model).__module__])
+            stack.callback(source.update, dict(source))
+            # As Trainer does for use_liger_kernel; it replaces classes and functions for every model.
+            apply_liger_kernel(model, None)
+        yield
 
 
 def build_model(name: str, length: int, options: argparse.Namespace) -> LlamaForCausalLM:
@@ -173,6 +194,13 @@ def summary(runs: list[dict[str, Any]], length: int) -> dict[str, Any]:
     }
 
 
+def mfu(tokens_per_s: float, length: int, options: argparse.Namespace) -> float | None:
+    """Share of the GPU's peak (see the top of this file); None where that is not known."""
+    gpu = torch.cuda.get_device_name() if options.device == "cuda" else ""
+    peak = options.peak_tflops or next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu), None)
+    return tokens_per_s * flops_per_token(options.model, length) / peak / 1e12 if gpu and peak else None
+
+
 def flops_per_token(name: str, length: int) -> float:
     """6 N + 6 L H S (see the top of this file)."""
     hidden, layers, heads, kv_heads, mlp, vocabulary, _ = SHAPES[name].values()
@@ -180,10 +208,8 @@ def flops_per_token(name: str, length: int) -> float:
     return 6 * (layers * layer + vocabulary * hidden) + 6 * layers * hidden * length
 
 
-def table(report: dict[str, Any], options: argparse.Namespace) -> str:
+def table(report: dict[str, Any]) -> str:
     """The report for a person."""
-    gpu = report["machine"]["gpu"]
-    peak = options.peak_tflops or next((tflops for name, tflops in PEAK_TFLOPS.items() if name in (gpu or "")), None)
     lines = [
         common.machine_line(report["machine"]),
         f"{report['model']}, {report['dtype']}, checkpointing {report['checkpointing']}",
@@ -194,11 +220,10 @@ def table(report: dict[str, Any], options: argparse.Namespace) -> str:
         for name, side in result["sides"].items():
             memory, of_plain = side["peak_memory_gib"], plain["peak_memory_gib"]
             peaks = f"{memory:>9.2f} {memory / of_plain:>6.3f}" if memory is not None else f"{'-':>9} {'-':>6}"
-            used = side["tokens_per_s"] * flops_per_token(options.model, result["length"])
-            mfu = f"{used / peak / 1e12:.1%}" if gpu and peak else "-"
+            used = f"{side['mfu']:.1%}" if side["mfu"] is not None else "-"
             lines.append(
                 f"{result['length']:>7} {name:>6} {side['tokens_per_s']:>9.1f} "
-                f"{side['tokens_per_s'] / plain['tokens_per_s']:>6.3f} {peaks} {side['loss']:>8.4f}  {mfu}"
+                f"{side['tokens_per_s'] / plain['tokens_per_s']:>6.3f} {peaks} {side['loss']:>8.4f}  {used}"
             )
     return "\n".join(lines)
 

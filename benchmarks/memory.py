@@ -79,6 +79,7 @@ class Row:
     checkpointing: bool
     batch_size: int = 1
     optimizer: str = "adamw"
+    chunk_tokens: int | None = None
 
 
 def _rows(device: str) -> list[Row]:
@@ -108,6 +109,7 @@ def _gpu_rows() -> list[Row]:
             checkpointing=checkpointing,
             batch_size=2,
             optimizer=optimizer,
+            chunk_tokens=1024,
         )
         for model, seq_len, tuning, checkpointing, optimizer in shapes
     ]
@@ -172,6 +174,7 @@ def estimate(row: Row, device: str) -> MemoryEstimate:
         mixed_precision=row.mixed_precision,
         checkpointing=row.checkpointing,
         optimizer=row.optimizer,
+        chunk_tokens=row.chunk_tokens,
         accumulates=row.batch_size > 1,
     )
 
@@ -207,7 +210,11 @@ def measure(row: Row, model: str, device: str) -> dict[str, Any]:
             trained,
             samples,
             Recipe(learning_rate=1e-4, epochs=1, batch_size=row.batch_size, optimizer=row.optimizer),
-            TrainSettings(mixed_precision=row.mixed_precision, activation_checkpointing=row.checkpointing),
+            TrainSettings(
+                mixed_precision=row.mixed_precision,
+                activation_checkpointing=row.checkpointing,
+                chunk_tokens=row.chunk_tokens,
+            ),
             folder=Path(folder),
             collator=SampleCollator(2),
         )

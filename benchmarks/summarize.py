@@ -7,6 +7,8 @@ Every side continues the same prompt, of the bundled demo texts repeated, greedi
 the same model under eabf, in a process of its own, in turns (A B A B ...).
 
 eabf      `Generator.write`: prefill in chunks into a cache that is allocated once.
+compiled  the same with a compiled step (`--compile`); the second text in a process is timed, and what the first took
+          beyond it is given as compile_s.
 generate  transformers' generate() with its own cache, the whole prompt in one forward pass.
 official  the whole prompt at once and no cache: every token costs the whole prompt. A few tokens are timed and the rest
           is extrapolated: tokens x median seconds of one, which is low, since the text grows meanwhile.
@@ -42,8 +44,12 @@ def main() -> None:
     if options.side:
         print(json.dumps(SIDES[options.side](options)))
         return
-    names = ["eabf", "generate", "official"]
-    if options.model.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
+    names = [name for name in options.sides if name != "llama.cpp"]
+    if (
+        "llama.cpp" in options.sides
+        and options.model.endswith(".gguf")
+        and importlib.util.find_spec("xllamacpp") is not None
+    ):
         names.append("llama.cpp")
     results = []
     for length in options.lengths:
@@ -78,6 +84,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turns")
     parser.add_argument("--chunk-tokens", type=int, default=CHUNK_TOKENS)
+    parser.add_argument(
+        "--sides",
+        type=lambda text: text.split(","),
+        default="eabf,generate,official,llama.cpp",
+        metavar="LIST",
+        help=f"of {', '.join(SIDES)}",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -112,6 +125,9 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[int]]:
         apply_method(model, RopeScalingConfig(method="eabf", factor=factor))
     # No text ends before its time.
     model.generation_config.eos_token_id = None
+    if options.device == "cuda":
+        # What a GPU does once in a process is no side's own.
+        model.generate(common.random_tokens(model, 512), max_new_tokens=4, do_sample=False, pad_token_id=0)
     ids: list[int] = []
     while len(ids) < length:
         for read in open_records("demo-long", split="heldout"):
@@ -130,6 +146,23 @@ def run_eabf(options: argparse.Namespace) -> dict[str, Any]:
     written = generator.write(ids, options.new_tokens)
     write_s = generator.write_s * options.new_tokens / written.num_tokens
     return measured(options, generator.read_s, write_s, written.num_tokens)
+
+
+def run_compiled(options: argparse.Namespace) -> dict[str, Any]:
+    from eabf_cli.core.summarize.generation import Generator
+
+    model, tokenizer, ids = prepare(options)
+    tokenizer.eos_token = None
+    generators = [
+        Generator(model=model, tokenizer=tokenizer, chunk_tokens=options.chunk_tokens, compiles=True) for _ in range(2)
+    ]
+    written = [generator.write(ids, options.new_tokens) for generator in generators]
+    first, second = (
+        generator.write_s * options.new_tokens / text.num_tokens
+        for generator, text in zip(generators, written, strict=True)
+    )
+    result = measured(options, generators[1].read_s, second, written[1].num_tokens)
+    return result | {"compile_s": first - second}
 
 
 def run_generate(options: argparse.Namespace) -> dict[str, Any]:
@@ -170,10 +203,10 @@ def run_official(options: argparse.Namespace) -> dict[str, Any]:
     step_s = []
     with torch.no_grad():
         for _ in range(OFFICIAL_TOKENS):
-            started = time.perf_counter()
+            started = common.now()
             # All logits, as generate() of its transformers version computes them.
             token = model(row, use_cache=False).logits[:, -1:].argmax(-1)
-            step_s.append(time.perf_counter() - started)
+            step_s.append(common.now() - started)
             row = torch.cat([row, token], dim=1)
     per_token = median(step_s)
     result = measured(options, per_token, per_token * (options.new_tokens - 1), options.new_tokens)
@@ -213,6 +246,7 @@ def run_llama_cpp(options: argparse.Namespace) -> dict[str, Any]:
 
 SIDES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "eabf": run_eabf,
+    "compiled": run_compiled,
     "generate": run_generate,
     "official": run_official,
     "llama.cpp": run_llama_cpp,

@@ -75,6 +75,11 @@ tuning_options = options.bundle(
         default=None,
         help="Compute layers twice to save memory.  [default: for rows above 4,096 tokens or 50M parameters]",
     ),
+    click.option(
+        "--fused-kernels/--no-fused-kernels",
+        default=None,
+        help="Norms and MLPs by Liger's kernels.  [default: on a GPU that has them]",
+    ),
 )
 run_options = options.bundle(
     click.option("--eval/--no-eval", "evaluated", default=True, show_default=True, help="Measure before and after."),
@@ -221,7 +226,8 @@ def _plan_text(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{result['num_tokens']:,} tokens, learning rate {recipe['learning_rate']:g}, batches of "
         f"{recipe['batch_size']}, {recipe['optimizer']}, "
-        f"layers {'computed twice' if result['settings']['activation_checkpointing'] else 'kept'}",
+        f"layers {'computed twice' if result['settings']['activation_checkpointing'] else 'kept'}"
+        f"{', fused kernels' if result['settings']['fused_kernels'] else ''}",
         "",
         "Tokens in a sample",
         *(f"{bin['from']:>9,} to {bin['to']:>9,}  {bin['count']:>5}" for bin in result["length_histogram"]),

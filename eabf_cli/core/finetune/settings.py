@@ -24,6 +24,8 @@ class TrainSettings:
         mixed_precision: bfloat16 autocast over the weights as they are.
         micro_batch_size: samples in one forward pass on one device.
         activation_checkpointing: recompute each layer in the backward pass (see `checkpoints_activations`).
+        chunk_tokens: tokens whose logits exist at a time; None: `default_chunk_tokens`.
+        fused_kernels: norms and MLPs by Liger's kernels (`has_fused_kernels`).
         save_steps: write `checkpoint-N/` every so many steps (the newest three are kept); None writes none.
         report_to: transformers' integrations that get the metrics (`tensorboard`, `wandb`, `trackio`, ...).
         show_progress: a live line on stderr.
@@ -33,6 +35,8 @@ class TrainSettings:
     mixed_precision: bool = False
     micro_batch_size: int = 1
     activation_checkpointing: bool = False
+    chunk_tokens: int | None = None
+    fused_kernels: bool = False
     save_steps: int | None = None
     report_to: tuple[str, ...] = ()
     show_progress: bool = False

@@ -23,6 +23,7 @@ from eabf_cli.core.data.samples import SampleCollator
 from eabf_cli.core.devices import peak_memory_gib
 from eabf_cli.core.errors import InvalidConfigError, TrainingInterrupted
 from eabf_cli.core.finetune.chunked_loss import chunked_loss
+from eabf_cli.core.finetune.fused_kernels import fused_kernels
 from eabf_cli.core.finetune.interrupts import StopWithCheckpoint, stop_requests
 from eabf_cli.core.finetune.manifest import Elapsed, elapsed_at, step_of, write_manifest
 from eabf_cli.core.finetune.progress import DivergedError, Progress
@@ -98,7 +99,8 @@ def train(
     first_micro_batch = step_of(resume_from) * arguments.gradient_accumulation_steps if resume_from is not None else 0
     # Inside the chunked loss: both are part of the model's forward.
     restored = restoration.attached(first_micro_batch) if restoration is not None else contextlib.nullcontext()
-    with _as_it_was(model), chunked_loss(model), restored, stop_requests() as request:
+    fused = fused_kernels(model) if settings.fused_kernels else contextlib.nullcontext()
+    with _as_it_was(model), fused, chunked_loss(model, settings.chunk_tokens), restored, stop_requests() as request:
         stopper = StopWithCheckpoint(request, saves=settings.save_steps is not None)
         callbacks = [progress, stopper, _Manifest(started, started if run_started is None else run_started)]
         if samples.num_lengths > 1:

@@ -376,3 +376,23 @@ def test_padding_changes_neither_loss_nor_what_is_trained(tmp_path: Path) -> Non
     losses = [model(**row).loss.item() for row in DataLoader(samples, batch_size=1, collate_fn=collate)]
     expected = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
     assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_that_are_spread_over_processes_have_a_length_that_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_texts(tmp_path / "data.jsonl", [5, 17])
+    samples = load_samples(DataConfig(dataset=path, num_samples=2), TOKENIZER)
+    rows = [samples[index] for index in range(2)]
+    plain = SampleCollator.from_tokenizer(TOKENIZER)(rows)
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "4")
+    # Set by accelerate whether the rest is used or not.
+    assert SampleCollator.from_tokenizer(TOKENIZER)(rows)["input_ids"].shape == plain["input_ids"].shape
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    spread = SampleCollator.from_tokenizer(TOKENIZER)(rows)
+    length, longest = spread["input_ids"].shape[1], plain["input_ids"].shape[1]
+    assert length % 8 == 0
+    assert longest <= length < longest + 8
+    for name, padding in (("input_ids", TOKENIZER.eos_token_id), ("labels", IGNORE_INDEX), ("attention_mask", 0)):
+        assert torch.equal(spread[name][:, :longest], plain[name])
+        assert (spread[name][:, longest:] == padding).all()

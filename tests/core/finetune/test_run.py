@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -589,3 +590,20 @@ def test_a_disk_that_fills_up_while_training_is_an_explained_error(
     monkeypatch.setattr("eabf_cli.core.finetune.run.train", is_full)
     with pytest.raises(CheckpointError, match="no space left for"):
         finetune(replace(config, output=tmp_path / "out"))
+
+
+def test_a_model_that_is_to_be_sharded_is_loaded_on_the_cpu_and_trained_on_its_gpu(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(config, find_target(replace(config, output=tmp_path / "out")))
+    gpu = torch.device("cuda:0")
+    trainer = Mock()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(finetune_run, "choose_device", Mock(return_value=gpu))
+    monkeypatch.setattr(finetune_run, "plot_loss", Mock())
+    monkeypatch.setattr(finetune_run, "train", trainer)
+    run = finetune_run._Run(config, plan)
+    model = run._load()
+    assert model.device.type == "cpu"
+    run._train(model, plan.rows, plan.row_recipe, tmp_path)
+    assert trainer.call_args.kwargs["device"] == gpu

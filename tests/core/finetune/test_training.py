@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, set_seed
 from eabf_cli.core.data.samples import IGNORE_INDEX, Sample, SampleCollator, SampleSet
 from eabf_cli.core.devices import has_fast_bfloat16, peak_memory_gib
 from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.finetune import training
 from eabf_cli.core.finetune.manifest import MANIFEST_FILE, elapsed_at, newest_whole_checkpoint
 from eabf_cli.core.finetune.progress import DivergedError
 from eabf_cli.core.finetune.recipe import Recipe
@@ -159,7 +160,7 @@ def test_a_loss_that_is_lost_stops_the_run_and_names_the_sample(tmp_path: Path) 
 def test_a_loss_that_runs_away_stops_the_run(tmp_path: Path) -> None:
     # Steps of this size throw the weights far from any minimum.
     with pytest.raises(DivergedError, match=r"diverges: .* at step \d+ of 16.*--learning-rate"):
-        run(small_model(), tmp_path, samples(16), Recipe(learning_rate=0.9, epochs=4, batch_size=4))
+        run(small_model(), tmp_path, samples(16), Recipe(learning_rate=0.99, epochs=4, batch_size=4))
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -261,3 +262,30 @@ def test_the_machine_is_asked_for_bfloat16_and_memory() -> None:
     assert not has_fast_bfloat16(torch.device("meta"))
     # This process holds torch: more than 50 MiB, less than all memory.
     assert 0.05 < peak_memory_gib(torch.device("cpu")) < 64
+
+
+def test_the_device_is_the_one_that_is_named_else_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def stop(device: torch.device, *args: Any) -> None:
+        seen.append(device)
+        raise InvalidConfigError("far enough")
+
+    monkeypatch.setattr(training, "_arguments", stop)
+    for options in ({}, {"device": torch.device("cuda:0")}):
+        with pytest.raises(InvalidConfigError, match="far enough"):
+            train(
+                small_model(),
+                samples(4),
+                RECIPE,
+                TrainSettings(),
+                folder=tmp_path,
+                collator=SampleCollator(2),
+                **options,
+            )
+    assert seen == [torch.device("cpu"), torch.device("cuda:0")]
+
+
+def test_a_gpu_is_used_though_the_model_is_elsewhere(tmp_path: Path) -> None:
+    for name, on_cpu in (("cpu", True), ("cuda:0", False)):
+        assert training._arguments(torch.device(name), RECIPE, TrainSettings(), tmp_path).use_cpu is on_cpu
