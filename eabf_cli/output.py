@@ -74,6 +74,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     # bitsandbytes, which peft imports where it is installed, misses an optional kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # accelerate imports DeepSpeed where it is installed, and that logs to stdout.
+    logging.getLogger("DeepSpeed").addFilter(_diverted)
     import huggingface_hub.utils
     import transformers
 
@@ -84,6 +86,27 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
     if not is_interactive():
         huggingface_hub.utils.disable_progress_bars()
+
+
+@contextmanager
+def prints_on_stderr() -> Iterator[None]:
+    """Send to stderr what libraries, and the compilers that they start, print to stdout meanwhile."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _diverted(record: logging.LogRecord) -> bool:
+    """Take a library's log record for the conversation; never lets its own handlers have it."""
+    show = warn if record.levelno >= logging.ERROR else detail
+    show(record.getMessage())
+    return False
 
 
 @contextmanager
