@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import EabfError
 from eabf_cli.core.finetune.recipe import OPTIMIZERS
 from eabf_cli.core.finetune.settings import LoraSettings, RestorationConfig, TrainSettings
-from eabf_cli.core.processes import is_main_process, is_to_tell
+from eabf_cli.core.processes import is_main_process, is_to_tell, uses_deepspeed
 
 data_options = options.bundle(
     click.option(
@@ -143,7 +144,9 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
     if not dataset:
         output.status(f"No --dataset given: using the demo data {DEMO_DATASET}. Name your own with --dataset FILE.")
     try:
-        result = run(config)
+        # DeepSpeed prints, and may have parts of itself compiled, when it is put to use.
+        with output.prints_on_stderr() if uses_deepspeed() else contextlib.nullcontext():
+            result = run(config)
     except EabfError as error:
         if is_to_tell(str(error)):
             raise

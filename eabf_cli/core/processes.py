@@ -41,7 +41,12 @@ def local_rank() -> int:
 
 def is_sharded() -> bool:
     """Whether the launcher's configuration spreads one model over the processes (FSDP, DeepSpeed ZeRO)."""
-    return _is_on("ACCELERATE_USE_FSDP") or _is_on("ACCELERATE_USE_DEEPSPEED")
+    return _is_on("ACCELERATE_USE_FSDP") or uses_deepspeed()
+
+
+def uses_deepspeed() -> bool:
+    """Whether it is DeepSpeed that does so."""
+    return _is_on("ACCELERATE_USE_DEEPSPEED")
 
 
 def join_processes(device_type: str) -> None:

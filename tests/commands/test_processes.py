@@ -152,3 +152,4 @@ def test_sharding_on_cpus_is_refused(tiny_llama_folder: Path, texts_file: Path, 
     refused = launch(arguments, workdir, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     assert refused.returncode != 0
     assert "does not shard on this device" in refused.stderr
+    assert list(workdir.iterdir()) == []

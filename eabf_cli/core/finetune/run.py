@@ -44,6 +44,7 @@ from eabf_cli.core.finetune.run_folder import (
     open_folder,
     run_settings,
 )
+from eabf_cli.core.finetune.sharding import check_sharding_config
 from eabf_cli.core.finetune.training import TrainResult, train
 from eabf_cli.core.finetune.tuning import load_for_tuning, make_trainable, merge_tuned, put_method
 from eabf_cli.core.frequencies import doublings
@@ -81,6 +82,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         TrainingInterrupted: SIGINT or SIGTERM once the run's folder is there; the message says how to go on.
     """
     torch_dtype(config.dtype)
+    if config.probe or not config.dry_run:
+        check_sharding_config(choose_device(config.device))
     join_processes(choose_device(config.device).type)
     finished = finished_run(config, config.output)
     if finished is not None:

@@ -13,6 +13,7 @@ from eabf_cli.core.files import check_target, read_json, write_json
 from eabf_cli.core.finetune.manifest import newest_whole_checkpoint, remove_checkpoints_after, step_of
 from eabf_cli.core.finetune.plan import FinetuneConfig, FinetunePlan, FinetuneTarget
 from eabf_cli.core.finetune.settings import TUNINGS
+from eabf_cli.core.finetune.sharding import sharding_engine
 from eabf_cli.core.finetune.tuning import check_tuning
 from eabf_cli.core.processes import is_main_process, num_processes, wait_for_everyone
 from eabf_cli.core.run_record import RUN_FILE, read_run_record
@@ -43,8 +44,13 @@ def run_settings(config: FinetuneConfig, plan: FinetunePlan) -> dict[str, Any]:
 def _arguments(config: FinetuneConfig) -> dict[str, Any]:
     """Those settings that are known without model and data."""
     given = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
-    # Over several processes gradients are summed in another order.
-    return given | {"dataset": config.dataset_names, "num_processes": num_processes()}
+    return given | {
+        "dataset": config.dataset_names,
+        # Over several processes gradients are summed in another order.
+        "num_processes": num_processes(),
+        # Each keeps the optimizer's state in files of its own, and leaves out those of others without a word.
+        "sharding": sharding_engine(),
+    }
 
 
 def check_folder(config: FinetuneConfig, target: FinetuneTarget) -> None:

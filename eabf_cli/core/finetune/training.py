@@ -30,6 +30,7 @@ from eabf_cli.core.finetune.progress import DivergedError, Progress
 from eabf_cli.core.finetune.recipe import OPTIMIZERS, Recipe
 from eabf_cli.core.finetune.restoration import Restoration
 from eabf_cli.core.finetune.settings import TrainSettings
+from eabf_cli.core.finetune.sharding import NOT_SHARDED
 from eabf_cli.core.processes import is_sharded, num_replicas
 
 NUM_KEPT_CHECKPOINTS = 3
@@ -256,22 +257,9 @@ def micro_steps(batch_size: int, micro_batch_size: int, replicas: int) -> int:
 
 
 def _check_sharding(trainer: Trainer) -> None:
-    """Refuse a launcher's configuration that would not shard, or whose weights could not be had at the end."""
-    # transformers trains data-parallel, without a word, where it cannot shard (FSDP on CPUs).
+    """transformers trains data-parallel, without a word, where it cannot shard."""
     if is_sharded() and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise InvalidConfigError(
-            "the launcher's configuration asks for a sharded model (FSDP or DeepSpeed), but transformers does not "
-            "shard on this device and would hold the whole model in every process: use GPUs, or launch without it"
-        )
-    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    if plugin is not None and plugin.zero_stage == 3:
-        gathers = plugin.hf_ds_config.get_value("zero_optimization.stage3_gather_16bit_weights_on_model_save")
-        if gathers is not True:
-            raise InvalidConfigError(
-                "the launcher's configuration would not let ZeRO-3 gather the trained weights: set "
-                "zero3_save_16bit_model: true in accelerate's file (stage3_gather_16bit_weights_on_model_save: true in "
-                "DeepSpeed's); float32 weights stay float32"
-            )
+        raise InvalidConfigError(NOT_SHARDED)
 
 
 @contextlib.contextmanager

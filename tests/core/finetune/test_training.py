@@ -289,3 +289,10 @@ def test_the_device_is_the_one_that_is_named_else_the_model_s(tmp_path: Path, mo
 def test_a_gpu_is_used_though_the_model_is_elsewhere(tmp_path: Path) -> None:
     for name, on_cpu in (("cpu", True), ("cuda:0", False)):
         assert training._arguments(torch.device(name), RECIPE, TrainSettings(), tmp_path).use_cpu is on_cpu
+
+
+def test_a_model_that_transformers_would_not_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InvalidConfigError, match="does not shard on this device"):
+        run(small_model(), tmp_path, samples(8))
+    assert list(tmp_path.iterdir()) == []

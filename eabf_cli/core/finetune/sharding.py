@@ -1,0 +1,77 @@
+"""What a launcher's configuration of FSDP or DeepSpeed asks for, known before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from eabf_cli.core.errors import InvalidConfigError
+from eabf_cli.core.processes import is_sharded, uses_deepspeed
+
+NOT_SHARDED = (
+    "the launcher's configuration asks for a sharded model (FSDP or DeepSpeed), but transformers does not shard on "
+    "this device and would hold the whole model in every process: use GPUs, or launch without it"
+)
+_BATCH_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu")
+
+
+def sharding_engine() -> str | None:
+    """What divides the model over the processes; None if nothing does.
+
+    Raises:
+        InvalidConfigError: the configuration of DeepSpeed cannot be read.
+    """
+    if uses_deepspeed():
+        return f"DeepSpeed ZeRO-{_deepspeed_plugin().zero_stage}"
+    return "FSDP" if is_sharded() else None
+
+
+def check_sharding_config(device: torch.device) -> None:
+    """Refuse a launcher's configuration that would not shard, or whose weights could not be had at the end.
+
+    DeepSpeed's own number of accumulated steps would fail the first step, and its scheduler take the recipe's place.
+
+    Raises:
+        InvalidConfigError: FSDP on CPUs; DeepSpeed that is not installed, whose configuration cannot be read or decides
+            what the recipe does, or whose ZeRO-3 would not gather the weights.
+    """
+    if not uses_deepspeed():
+        if is_sharded() and device.type == "cpu":
+            raise InvalidConfigError(NOT_SHARDED)
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InvalidConfigError(
+            "the launcher's configuration asks for DeepSpeed, which is not installed: pip install deepspeed"
+        )
+    plugin = _deepspeed_plugin()
+    config = plugin.hf_ds_config
+    decided = [
+        # Left out of DeepSpeed's file, the first stands for 1, and without the second nothing is clipped.
+        *(name for name in ("gradient_accumulation_steps", "gradient_clipping") if config.get_value(name) != "auto"),
+        *(name for name in _BATCH_SIZES if config.get_value(name, "auto") != "auto"),
+        *(name for name in ("optimizer", "scheduler") if config.get_value(name) is not None),
+    ]
+    if decided:
+        raise InvalidConfigError(
+            f"the launcher's configuration of DeepSpeed does not leave {', '.join(decided)} to the options of eabf: "
+            'set numbers to "auto", and leave optimizer and scheduler out'
+        )
+    gathers = config.get_value("zero_optimization.stage3_gather_16bit_weights_on_model_save")
+    if plugin.zero_stage == 3 and gathers is not True:
+        raise InvalidConfigError(
+            "the launcher's configuration would not let ZeRO-3 gather the trained weights: set "
+            "zero3_save_16bit_model: true in accelerate's file (stage3_gather_16bit_weights_on_model_save: true in "
+            "DeepSpeed's); float32 weights stay float32"
+        )
+
+
+def _deepspeed_plugin() -> Any:
+    """accelerate's reading of its own variables and of DeepSpeed's file; training makes its own."""
+    from accelerate import DeepSpeedPlugin
+
+    try:
+        return DeepSpeedPlugin()
+    except ValueError as error:
+        raise InvalidConfigError(f"the launcher's configuration of DeepSpeed cannot be used: {error}") from error
