@@ -105,6 +105,13 @@ def test_the_first_step_is_that_of_a_loop_written_out(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-3)
 
 
+def test_a_model_that_transformers_would_not_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InvalidConfigError, match="does not shard on this device"):
+        run(small_model(), tmp_path, samples(8))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_tokens_with_a_label_are_learned_from(tmp_path: Path) -> None:
     data = samples(4)
     half = [Sample(s.input_ids, [IGNORE_INDEX] * 12 + s.labels[12:]) for s in data.samples]
@@ -289,10 +296,3 @@ def test_the_device_is_the_one_that_is_named_else_the_model_s(tmp_path: Path, mo
 def test_a_gpu_is_used_though_the_model_is_elsewhere(tmp_path: Path) -> None:
     for name, on_cpu in (("cpu", True), ("cuda:0", False)):
         assert training._arguments(torch.device(name), RECIPE, TrainSettings(), tmp_path).use_cpu is on_cpu
-
-
-def test_a_model_that_transformers_would_not_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InvalidConfigError, match="does not shard on this device"):
-        run(small_model(), tmp_path, samples(8))
-    assert list(tmp_path.iterdir()) == []
