@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from eabf_cli.core.errors import InvalidConfigError
-from eabf_cli.core.processes import is_sharded, uses_deepspeed
+from eabf_cli.core.processes import is_sharded, num_row_parts, uses_deepspeed
 
 NOT_SHARDED = (
     "the launcher's configuration asks for a sharded model (FSDP or DeepSpeed), but transformers does not shard on "
@@ -64,6 +64,29 @@ def check_sharding_config(device: torch.device) -> None:
             "the launcher's configuration would not let ZeRO-3 gather the trained weights: set "
             "zero3_save_16bit_model: true in accelerate's file (stage3_gather_16bit_weights_on_model_save: true in "
             "DeepSpeed's); float32 weights stay float32"
+        )
+
+
+def check_context_parallelism(*, mixed_precision: bool, packs: bool, restores: bool) -> None:
+    """Refuse what cannot be trained in rows that are spread over processes.
+
+    Its attention has kernels for bfloat16 alone where heads share keys, and is causal over the whole row; a slice of a
+    row for the restoration loss would be spread as well.
+
+    Raises:
+        InvalidConfigError: context parallelism in float32, with packed rows or with a restoration loss.
+    """
+    if num_row_parts() == 1:
+        return
+    if not mixed_precision:
+        raise InvalidConfigError(
+            "context parallelism trains in bfloat16 alone, and this run is in float32: leave --dtype float32 out, and "
+            "use GPUs that have bfloat16"
+        )
+    options = [name for name, is_given in (("--pack", packs), ("--restore-weight", restores)) if is_given]
+    if options:
+        raise InvalidConfigError(
+            f"context parallelism spreads a row over processes, which {' and '.join(options)} cannot have: leave it out"
         )
 
 

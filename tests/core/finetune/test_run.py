@@ -20,6 +20,7 @@ from eabf_cli.core.checkpoint import load_model
 from eabf_cli.core.data.samples import IGNORE_INDEX, DataConfig, Sample, SampleSet, load_samples
 from eabf_cli.core.errors import CheckpointError, DataError, EabfError, InvalidConfigError, OutputExistsError
 from eabf_cli.core.evaluation import EvalConfig, evaluate
+from eabf_cli.core.finetune import plan as finetune_plan
 from eabf_cli.core.finetune import run as finetune_run
 from eabf_cli.core.finetune import run_folder
 from eabf_cli.core.finetune.control import cut_samples
@@ -607,3 +608,25 @@ def test_a_model_that_is_to_be_sharded_is_loaded_on_the_cpu_and_trained_on_its_g
     assert model.device.type == "cpu"
     run._train(model, plan.rows, plan.row_recipe, tmp_path)
     assert trainer.call_args.kwargs["device"] == gpu
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"dtype": "float32"}, "context parallelism trains in bfloat16 alone"),
+        ({"pack": True}, "which --pack cannot have"),
+        ({"restoration": RestorationConfig()}, "which --restore-weight cannot have"),
+    ],
+)
+def test_what_rows_that_are_spread_cannot_have_is_refused(
+    fields: dict[str, Any], told: str, config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune_plan, "has_fast_bfloat16", Mock(return_value=True))
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    target = find_target(replace(config, output=tmp_path / "out"))
+    plain = replace(config, dtype="auto")
+    assert make_plan(plain, target).settings.mixed_precision
+    with pytest.raises(InvalidConfigError, match=told):
+        make_plan(replace(plain, **fields), target)
