@@ -58,6 +58,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/evaluate.py --lengths 512,2048 --rounds 1 -o build/benchmarks/evaluate-small.json > /dev/null
 	$(BIN)/python benchmarks/entropy.py --model tiny --lengths 1024 -o build/benchmarks/entropy-small.json > /dev/null
 	$(BIN)/python benchmarks/finetune.py --model tiny --lengths 1024 -o build/benchmarks/finetune-small.json > /dev/null
+	$(BIN)/python benchmarks/loss.py --model tiny --lengths 1024 -o build/benchmarks/loss-small.json > /dev/null
 	$(BIN)/python benchmarks/summarize.py --model eabf-tiny --lengths 1024 --new-tokens 32 --rounds 1 -o build/benchmarks/summarize-small.json > /dev/null
 	@$(BIN)/python benchmarks/table.py build/benchmarks/*.json
 

@@ -89,6 +89,13 @@ def read_finetune(report: dict[str, Any]) -> Iterator[Line]:
                 yield Line("finetune", case, ours["peak_memory_gib"], against, theirs["peak_memory_gib"], "GiB")
 
 
+def read_loss(report: dict[str, Any]) -> Iterator[Line]:
+    for result in report["results"]:
+        ours, theirs = (result["sides"][side]["seconds"] for side in ("eabf", "plain"))
+        case = f"its loss alone, {report['model']} {report['dtype']}, {result['length']:,} tokens"
+        yield Line("loss", case, ours, "transformers' loss of all logits", theirs)
+
+
 def read_summarize(report: dict[str, Any]) -> Iterator[Line]:
     for result in report["results"]:
         case = f"{report['model']} {report['dtype']}, {result['length']:,} + {report['new_tokens']} tokens"
@@ -114,6 +121,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Line]]] = {
     "evaluate": read_evaluate,
     "entropy": read_entropy,
     "finetune": read_finetune,
+    "loss": read_loss,
     "summarize": read_summarize,
     "memory": read_memory,
 }

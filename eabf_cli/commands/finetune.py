@@ -79,7 +79,7 @@ tuning_options = options.bundle(
     click.option(
         "--fused-kernels/--no-fused-kernels",
         default=None,
-        help="Norms and MLPs by Liger's kernels.  [default: on a GPU that has them]",
+        help="Norms and MLPs by Liger's kernels.  [default: on a GPU that has them, for rows above 4,096 tokens]",
     ),
 )
 run_options = options.bundle(

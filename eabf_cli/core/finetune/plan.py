@@ -24,7 +24,7 @@ from eabf_cli.core.devices import choose_device, has_fast_bfloat16
 from eabf_cli.core.errors import EabfError, InvalidConfigError
 from eabf_cli.core.evaluation import EvalConfig
 from eabf_cli.core.finetune.control import cut_samples
-from eabf_cli.core.finetune.fused_kernels import check_fused_kernels, has_fused_kernels
+from eabf_cli.core.finetune.fused_kernels import check_fused_kernels, pays_fused_kernels
 from eabf_cli.core.finetune.memory import MemoryEstimate, estimate_memory
 from eabf_cli.core.finetune.memory_plan import MemorySettings, choose_tuning, fits, plan_to_dict
 from eabf_cli.core.finetune.pose import PoseCollator, pose_samples
@@ -66,7 +66,7 @@ class FinetuneConfig:
         merge: write the merged checkpoint after lora and qlora, not the adapter alone.
         restoration: keep the original model's predictions on short slices; None does not.
         activation_checkpointing: recompute layers in the backward pass; None decides by length and size.
-        fused_kernels: norms and MLPs by Liger's kernels; None: where there are any (`has_fused_kernels`).
+        fused_kernels: norms and MLPs by Liger's kernels; None: where they pay (`pays_fused_kernels`).
         save_steps: a checkpoint every so many steps; None writes five in a run.
         dtype: "auto" trains float32 weights, under bfloat16 autocast where the hardware has it.
         evaluation: what is measured before and after; None measures nothing.
@@ -340,7 +340,7 @@ def _train_settings(
     if fused:
         check_fused_kernels(target.resolution.base_config, device.type)
     elif fused is None:
-        fused = has_fused_kernels(target.resolution.base_config, device.type)
+        fused = pays_fused_kernels(target.resolution.base_config, device.type, longest=rows.longest_row)
     return TrainSettings(
         seed=config.seed,
         mixed_precision=mixed_precision,

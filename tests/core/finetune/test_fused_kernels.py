@@ -15,7 +15,12 @@ from transformers.models.llama import modeling_llama
 
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.finetune import fused_kernels as module
-from eabf_cli.core.finetune.fused_kernels import check_fused_kernels, fused_kernels, has_fused_kernels
+from eabf_cli.core.finetune.fused_kernels import (
+    check_fused_kernels,
+    fused_kernels,
+    has_fused_kernels,
+    pays_fused_kernels,
+)
 from tests.tiny_llama import logits, tiny_llama
 
 
@@ -93,6 +98,8 @@ def test_where_there_are_fused_kernels(
     config = tiny_llama().config
     config.model_type = model_type
     assert has_fused_kernels(config, device_type) is expected
+    assert pays_fused_kernels(config, device_type, longest=16_384) is expected
+    assert not pays_fused_kernels(config, device_type, longest=2048)
     if expected:
         check_fused_kernels(config, device_type)
     else:
