@@ -57,6 +57,7 @@ def probe(
     *,
     settings: TrainSettings,
     collator: SampleCollator,
+    device: torch.device | None = None,
     restoration: Restoration | None = None,
 ) -> ProbeResult:
     """Train two optimizer steps on the longest sample, as a run would.
@@ -67,10 +68,11 @@ def probe(
     Args:
         model: ready to be trained. It is changed: two steps of training are on it afterwards.
         samples, recipe: of the run.
+        device: as for `train`.
         restoration: a loss that is added in every forward pass here; in a run that has it in a share of them, it takes
             as much memory, and less time.
     """
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     longest = max(samples.samples, key=lambda sample: len(sample.input_ids))
     step_samples = min(recipe.batch_size, 2 * settings.micro_batch_size)
     if device.type == "cuda":
@@ -83,6 +85,7 @@ def probe(
             replace(settings, save_steps=None, report_to=()),
             folder=Path(folder),
             collator=collator,
+            device=device,
             restoration=restoration,
         )
         # The first step has what comes once: kernels are chosen, memory is asked for.

@@ -197,6 +197,7 @@ class _Run:
             plan.row_recipe,
             settings=plan.settings,
             collator=plan.collator,
+            device=self.device,
             restoration=self._restoration(model, tuned, teacher, share=1.0),
         )
         return found.to_dict()

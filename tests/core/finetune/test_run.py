@@ -608,6 +608,10 @@ def test_a_model_that_is_to_be_sharded_is_loaded_on_the_cpu_and_trained_on_its_g
     assert model.device.type == "cpu"
     run._train(model, plan.rows, plan.row_recipe, tmp_path)
     assert trainer.call_args.kwargs["device"] == gpu
+    prober = Mock()
+    monkeypatch.setattr(finetune_run, "probe", prober)
+    run.probe()
+    assert prober.call_args.kwargs["device"] == gpu
 
 
 @pytest.mark.parametrize(
