@@ -232,8 +232,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left @ right`, which may have a narrower dtype than the sum."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
-    elif total.is_cuda:
-        # The one kind of device whose products can have a wider dtype than their factors.
+    elif total.is_cuda and torch.version.cuda is not None:
+        # The one kind of device (AMD's pass for it, too) whose products can have a wider dtype than their factors.
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         total += left @ right
