@@ -91,6 +91,9 @@ def quiet_libraries() -> None:
 @contextmanager
 def prints_on_stderr() -> Iterator[None]:
     """Send to stderr what libraries, and the compilers that they start, print to stdout meanwhile."""
+    if sys.stdout is None:  # closed by the caller
+        yield
+        return
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -14,7 +13,7 @@ from eabf_cli.core.demo import DEMO_DATASET
 from eabf_cli.core.errors import EabfError
 from eabf_cli.core.finetune.recipe import OPTIMIZERS
 from eabf_cli.core.finetune.settings import LoraSettings, RestorationConfig, TrainSettings
-from eabf_cli.core.processes import is_main_process, is_to_tell, uses_deepspeed
+from eabf_cli.core.processes import is_main_process, is_to_tell
 
 data_options = options.bundle(
     click.option(
@@ -123,10 +122,24 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
       torchrun --nproc-per-node 8 -m eabf_cli finetune -m MODEL --dataset chats.jsonl -o extended
     """
     _refuse_without_effect(values)
+    # Libraries print where results go: trackers when they begin and end, DeepSpeed with the compilers that it starts.
+    with output.prints_on_stderr():
+        result = _run(model, values)
+    if not is_main_process():
+        return
+    from eabf_cli.core.finetune.run import comparison_table
+
+    for message in (*result["notes"], *result["data_notes"]):
+        output.warn(message)
+    output.result(result, _text(result, comparison_table(result), values["dry_run"]), as_json=as_json)
+
+
+def _run(model: str | None, values: dict[str, Any]) -> dict[str, Any]:
+    """The result of `finetune` with the options as they were given; exits where another process tells the error."""
     output.quiet_libraries()
     options.prepare_process(values["device"])
     from eabf_cli.core.evaluation import EvalConfig
-    from eabf_cli.core.finetune.run import FinetuneConfig, comparison_table
+    from eabf_cli.core.finetune.run import FinetuneConfig
     from eabf_cli.core.finetune.run import finetune as run
 
     request = options.method_request(values)
@@ -144,18 +157,11 @@ def finetune(model: str | None, as_json: bool, **values: Any) -> None:
     if not dataset:
         output.status(f"No --dataset given: using the demo data {DEMO_DATASET}. Name your own with --dataset FILE.")
     try:
-        # DeepSpeed prints, and may have parts of itself compiled, when it is put to use.
-        with output.prints_on_stderr() if uses_deepspeed() else contextlib.nullcontext():
-            result = run(config)
+        return run(config)
     except EabfError as error:
         if is_to_tell(str(error)):
             raise
         click.get_current_context().exit(1)
-    if not is_main_process():
-        return
-    for message in (*result["notes"], *result["data_notes"]):
-        output.warn(message)
-    output.result(result, _text(result, comparison_table(result), config.dry_run), as_json=as_json)
 
 
 def _refuse_without_effect(values: Mapping[str, Any]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +294,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert resumed.returncode == 0, resumed.stderr
     assert "checkpoint-1" in resumed.stderr
     assert_same_run(workdir / "run", uninterrupted)
+
+
+def test_what_libraries_print_does_not_get_into_the_json(arguments: list[Any], workdir: Path) -> None:
+    # transformers prints a line when it finds this set, and trackers when they begin.
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    command = [sys.executable, "-m", "eabf_cli", *map(str, arguments), *QUICK, "--dry-run"]
+    done = subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["num_steps"] == STEPS
+    assert "WANDB offline mode" in done.stderr
