@@ -35,7 +35,7 @@ from eabf_cli.core.finetune.training import NUM_KEPT_CHECKPOINTS, checkpoints_ac
 from eabf_cli.core.finetune.tuning import check_tuning
 from eabf_cli.core.option_names import check_at_least_one
 from eabf_cli.core.patch_checkpoint import MethodRequest, default_output, resolve_request
-from eabf_cli.core.processes import is_sharded, num_processes, num_replicas
+from eabf_cli.core.processes import is_main_process, is_sharded, num_processes, num_replicas
 from eabf_cli.core.report import PatchReport, plan_patch
 from eabf_cli.core.resolution import Resolution
 from eabf_cli.core.sources import ModelSource, find_model
@@ -324,6 +324,24 @@ def _check_installed(config: FinetuneConfig) -> None:
             f"--report-to {missing[0]!r} is not installed or not known to transformers; "
             f"there are: {', '.join(known) or 'none'}"
         )
+    if "wandb" in config.report_to and not config.dry_run and is_main_process():
+        _log_in_to_wandb()
+
+
+def _log_in_to_wandb() -> None:
+    """Ask for the key before a run has begun, not when training does; nothing to do where wandb is set to be offline.
+
+    Raises:
+        EabfError: there is none.
+    """
+    import wandb
+
+    try:
+        wandb.login(verify=False)
+    except wandb.Error as error:
+        raise EabfError(
+            f"--report-to wandb cannot begin: {error}\nWANDB_API_KEY is read as well, and WANDB_MODE=offline needs none"
+        ) from error
 
 
 def _train_settings(

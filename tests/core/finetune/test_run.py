@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -489,6 +490,22 @@ def test_what_cannot_run_is_refused_before_a_folder_is_made(
     with pytest.raises(error, match=said):
         finetune(replace(config, output=tmp_path / "run", **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_without_its_key_is_refused_before_a_folder_is_made(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # wandb is not among what the tests install: as its `login` fails where it can ask nobody.
+    wandb = SimpleNamespace(Error=RuntimeError, login=Mock(side_effect=RuntimeError("No API key configured.")))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(finetune_plan, "get_available_reporting_integrations", lambda: ["wandb"])
+    reported = replace(config, output=tmp_path / "run", report_to=("wandb",))
+    with pytest.raises(EabfError, match=r"wandb.*No API key configured(.|\n)*WANDB_MODE=offline"):
+        finetune(reported)
+    assert list(tmp_path.iterdir()) == []
+    # A plan needs no key, and asks for none.
+    assert finetune(replace(reported, dry_run=True))["settings"]["report_to"] == ("wandb",)
+    wandb.login.assert_called_once_with(verify=False)
 
 
 def scaled_model(kind: str, plain: Path, folder: Path) -> Path:
