@@ -246,11 +246,14 @@ def _plan_text(result: dict[str, Any]) -> list[str]:
     ]
     if "probe" in result:
         probe = result["probe"]
-        lines += [
+        lines.append(
             f"Measured in two steps at {probe['seq_len']:,} tokens: {probe['peak_memory_gib']:.2f} GiB, "
-            f"{probe['seconds_per_step']:.1f} s a step; training would take {probe['expected_s']:,.0f} s at most",
-            "",
-        ]
+            f"{probe['seconds_per_step']:.1f} s a step; training would take about {probe['expected_s']:,.0f} s"
+        )
+        of_lengths = result["memory"]["tunings"][result["tuning"]]["lengths_gib"]
+        if of_lengths >= 0.01:
+            lines.append(f"Rows of different lengths take up to {of_lengths:.2f} GiB more, which this did not see.")
+        lines.append("")
     return [*lines, f"Would be written to {result['output']} (--dry-run)."]
 
 

@@ -296,6 +296,17 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert_same_run(workdir / "run", uninterrupted)
 
 
+def test_a_probe_tells_what_it_did_not_see(fork_server: ForkServer, arguments: list[Any], workdir: Path) -> None:
+    planned = fork_server.run([*arguments, *QUICK, "--dry-run"], cwd=workdir)
+    of_lengths = json.loads(planned.stdout)["memory"]["tunings"]["full"]["lengths_gib"]
+    probed = fork_server.run([*arguments, "--no-eval", "--dry-run", "--probe"], cwd=workdir)
+    assert probed.returncode == 0, probed.stderr
+    # Kernels for every length are those of bfloat16, which is chosen on a CPU that has it.
+    said = f"Rows of different lengths take up to {of_lengths:.2f} GiB more, which this did not see."
+    assert (said in probed.stdout.splitlines()) == (of_lengths >= 0.01)
+    assert list(workdir.iterdir()) == []
+
+
 def test_what_libraries_print_does_not_get_into_the_json(arguments: list[Any], workdir: Path) -> None:
     # transformers prints a line when it finds this set, and trackers when they begin.
     environment = os.environ | {"WANDB_MODE": "offline"}

@@ -81,6 +81,7 @@ class MemoryEstimate:
         loss: hidden states at the head with their gradient, one chunk's logits.
         restoration: the original model beside one whose weights all change, and what the loss holds at its moment.
         overhead: the process without a model, and freed memory that the allocator does not give back.
+        lengths: of the overhead, what rows of one length alone would not take.
     """
 
     tuning: str
@@ -95,6 +96,7 @@ class MemoryEstimate:
     loss: int
     restoration: int
     overhead: int
+    lengths: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
@@ -107,9 +109,9 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every part and the total in GiB, and the moment of the peak."""
-        sizes = {f"{name}_gib": round(num_bytes / GIB, 3) for name, num_bytes in self.parts.items()}
-        return {**sizes, "total_gib": round(self.total / GIB, 3), "moment": self.moment}
+        """For JSON: every part, `lengths` and the total in GiB, and the moment of the peak."""
+        sizes = self.parts | {"lengths": self.lengths, "total": self.total}
+        return {f"{name}_gib": round(num_bytes / GIB, 3) for name, num_bytes in sizes.items()} | {"moment": self.moment}
 
 
 def estimate_memory(
@@ -183,6 +185,7 @@ def estimate_memory(
     divisor = num_processes if shard == "shard" else 1
     peak = max((moment.divided(divisor) for moment in step.moments()), key=lambda moment: moment.total)
     gathered = _gathered_bytes(shape, weights) if divisor > 1 else 0
+    lengths = _overhead_of_lengths(step, peak, device_type, num_lengths)
     return MemoryEstimate(
         tuning=tuning,
         seq_len=seq_len,
@@ -195,7 +198,8 @@ def estimate_memory(
         working_set=peak.working_set,
         loss=peak.loss,
         restoration=teacher + peak.restoration,
-        overhead=_overhead(step, device_type) + _overhead_of_lengths(step, peak, device_type, num_lengths),
+        overhead=_overhead(step, device_type) + lengths,
+        lengths=lengths,
     )
 
 

@@ -31,8 +31,8 @@ class ProbeResult:
         peak_memory_gib: of the process on a CPU, of its tensors on a GPU.
         seq_len: tokens of the longest sample, which all rows of the probe have.
         seconds_per_step: of one optimizer step with rows of that length.
-        expected_s: of the whole run, at the time per token that the longest sample takes. Shorter samples take less
-            for a token, so that it is an upper end.
+        expected_s: of the whole run, at the time per token that the longest sample takes in the second step. Shorter
+            samples take less for a token; what comes once, such as kernels for rows of other lengths, is not in it.
     """
 
     peak_memory_gib: float

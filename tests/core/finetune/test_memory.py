@@ -354,8 +354,10 @@ def test_more_needs_more(name: str, options: dict[str, Any], more: int) -> None:
     assert tensors(num_processes=8, shard="replicate") == now
     assert tensors(checkpointing=True) <= tensors(checkpointing=False)
     divided = estimate(CONFIGS[name], **options | {"num_processes": 8, "shard": "shard"})
-    of_lengths = [estimate(CONFIGS[name], **options, num_lengths=number).overhead for number in (1, 2, 3)]
+    rows = [estimate(CONFIGS[name], **options, num_lengths=number) for number in (1, 2, 3)]
+    of_lengths = [found.overhead for found in rows]
     assert of_lengths == sorted(of_lengths)
+    assert [found.lengths for found in rows] == [overhead - of_lengths[0] for overhead in of_lengths]
     grows = options["device_type"] == "cpu" and options["mixed_precision"]
     assert (of_lengths[2] > of_lengths[1] > of_lengths[0]) == grows
     assert divided.optimizer == pytest.approx(estimate(CONFIGS[name], **options).optimizer / 8, abs=1)
