@@ -133,6 +133,15 @@ def test_adapters_of_divided_weights_end_as_those_of_one_process(
     assert_run_of_one_process(workdir / "run", alone)
 
 
+def test_float32_weights_stay_float32_under_bfloat16(tiny_llama_folder: Path, texts_file: Path, workdir: Path) -> None:
+    command = [*all_arguments(tiny_llama_folder, texts_file), "--dtype", "auto", "--tuning", "full", "--epochs", 1]
+    launched = launch_zero([*command, *QUICK, "-o", "run"], workdir)
+    assert launched.returncode == 0, launched.stderr
+    # DeepSpeed computes with bfloat16 copies where the CPU has it; what its optimizer holds is not rounded.
+    for name, weight in load_file(workdir / "run" / "model.safetensors").items():
+        assert not torch.equal(weight, weight.bfloat16().float()), name
+
+
 @pytest.fixture
 def launched_with(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets what a launcher would, in one process; before a refusal there is nothing to share out."""
@@ -202,4 +211,29 @@ def test_deepspeed_that_cannot_be_had_is_one_message(
     result = eabf(*command)
     assert result.exit_code == 1
     assert "DeepSpeed, which is not installed: pip install deepspeed" in result.stderr
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bf16 precision, and this run is in float32"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "asks for fp16 precision, and this run is in float32"),
+        (ZERO_3 | {"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bf16 precision, and this run is in float32"),
+    ],
+    ids=["plain", "float16", "zero-3"],
+)
+def test_another_precision_of_the_launcher_is_refused_before_anything_is_made(
+    environment: dict[str, str],
+    told: str,
+    eabf: Eabf,
+    tiny_llama_folder: Path,
+    texts_file: Path,
+    workdir: Path,
+    launched_with: Any,
+) -> None:
+    launched_with(**environment)
+    result = eabf(*all_arguments(tiny_llama_folder, texts_file), *QUICK, "-o", "run")
+    assert result.exit_code == 1
+    assert told in result.stderr
     assert list(workdir.iterdir()) == []

@@ -30,7 +30,7 @@ from eabf_cli.core.finetune.memory_plan import MemorySettings, choose_tuning, fi
 from eabf_cli.core.finetune.pose import PoseCollator, pose_samples
 from eabf_cli.core.finetune.recipe import Recipe, recipe_for
 from eabf_cli.core.finetune.settings import TUNING_NAMES, TUNINGS, LoraSettings, RestorationConfig, TrainSettings
-from eabf_cli.core.finetune.sharding import check_context_parallelism
+from eabf_cli.core.finetune.sharding import check_context_parallelism, check_launched_precision
 from eabf_cli.core.finetune.training import NUM_KEPT_CHECKPOINTS, checkpoints_activations, micro_steps
 from eabf_cli.core.finetune.tuning import check_tuning
 from eabf_cli.core.option_names import check_at_least_one
@@ -351,6 +351,7 @@ def _train_settings(
     if checkpointing is None:
         checkpointing = checkpoints_activations(target.num_parameters, rows.longest_row)
     mixed_precision = config.dtype != "float32" and has_fast_bfloat16(device)
+    check_launched_precision(mixed_precision=mixed_precision)
     check_context_parallelism(
         mixed_precision=mixed_precision, packs=config.pack, restores=config.restoration is not None
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import Trainer
 
 from eabf_cli.core.errors import InvalidConfigError
 from eabf_cli.core.processes import is_sharded, num_row_parts, uses_deepspeed
@@ -88,6 +91,60 @@ def check_context_parallelism(*, mixed_precision: bool, packs: bool, restores: b
         raise InvalidConfigError(
             f"context parallelism spreads a row over processes, which {' and '.join(options)} cannot have: leave it out"
         )
+
+
+def check_launched_precision(*, mixed_precision: bool) -> None:
+    """Refuse a launcher's configuration whose precision is not that of the run.
+
+    transformers takes the launcher's where a run has none, without a word; under DeepSpeed it fails the first step.
+
+    Args:
+        mixed_precision: the run trains under bfloat16 autocast.
+
+    Raises:
+        InvalidConfigError: float16 or float8, bfloat16 for a run in float32, or a file of DeepSpeed's that says so.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    is_other = asked not in ("no", "bf16") or (asked == "bf16" and not mixed_precision)
+    if uses_deepspeed() and not is_other:
+        config = _deepspeed_plugin().hf_ds_config
+        is_other = config.get_value("fp16.enabled", "auto") not in (False, "auto")
+        is_other |= config.get_value("bf16.enabled", "auto") not in (mixed_precision, "auto")
+        asked = "another"
+    if is_other:
+        here = (
+            "bfloat16" if mixed_precision else "float32 (by --dtype float32, or without fast bfloat16 on this device)"
+        )
+        raise InvalidConfigError(
+            f"the launcher's configuration asks for {asked} precision, and this run is in {here}: set mixed_precision: "
+            f"{'bf16' if mixed_precision else 'no'} in accelerate's file, and leave bf16 and fp16 out "
+            "of DeepSpeed's"
+        )
+
+
+def gathered_weights(trainer: Trainer) -> dict[str, Tensor] | None:
+    """The whole weights of a model that is divided over the processes, all of which take part.
+
+    Under mixed precision DeepSpeed computes with bfloat16 copies, which lack most of what small steps changed: what it
+    trained are the float32 weights that its optimizer holds.
+
+    Returns:
+        a state dictionary in the main process, an empty one or None in the others.
+    """
+    weights: dict[str, Tensor] | None = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not uses_deepspeed():
+        return weights
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    names: dict[Tensor, list[str]] = {}
+    for name, weight in trainer.model.named_parameters(remove_duplicate=False):
+        if weight.requires_grad:
+            names.setdefault(weight, []).append(name)
+    for weight, shared in names.items():
+        trained = safe_get_full_fp32_param(weight)
+        if trained is not None and weights:
+            weights |= dict.fromkeys(shared, trained.cpu())
+    return weights
 
 
 def _deepspeed_plugin() -> Any:

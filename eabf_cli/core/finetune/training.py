@@ -30,7 +30,7 @@ from eabf_cli.core.finetune.progress import DivergedError, Progress
 from eabf_cli.core.finetune.recipe import OPTIMIZERS, Recipe
 from eabf_cli.core.finetune.restoration import Restoration
 from eabf_cli.core.finetune.settings import TrainSettings
-from eabf_cli.core.finetune.sharding import NOT_SHARDED
+from eabf_cli.core.finetune.sharding import NOT_SHARDED, gathered_weights
 from eabf_cli.core.processes import is_sharded, num_replicas
 
 NUM_KEPT_CHECKPOINTS = 3
@@ -134,7 +134,7 @@ def train(
         num_tokens=num_tokens,
         wall_s=wall_s,
         tokens_per_s=num_tokens / wall_s,
-        gathered_weights=trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None,
+        gathered_weights=gathered_weights(trainer) if is_sharded() else None,
     )
 
 
