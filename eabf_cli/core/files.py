@@ -6,11 +6,14 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from eabf_cli.core.errors import CheckpointError, EabfError, OutputExistsError
 
@@ -74,8 +77,11 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_errors_explained(target: Path) -> Iterator[None]:
+def disk_errors_explained(target: Path, *, way_out: str = "choose another -o") -> Iterator[None]:
     """Turn the operating system's refusal to write into an error that names the place and the way out.
+
+    Args:
+        way_out: from a full disk.
 
     Raises:
         CheckpointError: the disk is full or the place cannot be written.
@@ -83,7 +89,12 @@ def disk_errors_explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _explained(error, target) from error
+        raise _explained(error, target, way_out) from error
+    except (SafetensorError, RuntimeError) as error:
+        refusal = _refusal_behind(error, target)
+        if refusal is None:
+            raise
+        raise _explained(refusal, target, way_out) from error
 
 
 def _sibling(target: Path, kind: str, pid: int | str) -> Path:
@@ -104,11 +115,23 @@ def _move_into_place(partial: Path, target: Path) -> None:
     shutil.rmtree(replaced)
 
 
-def _explained(error: OSError, target: Path) -> EabfError:
+def _explained(error: OSError, target: Path, way_out: str) -> EabfError:
     if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(_existing_parent(target)).free
-        return CheckpointError(f"no space left for {target} ({free / 2**30:.2f} GiB free): choose another -o")
+        return CheckpointError(f"no space left for {target} ({free / 2**30:.2f} GiB free): {way_out}")
     return CheckpointError(f"cannot write {target}: {error.strerror or error}")
+
+
+def _refusal_behind(error: Exception, target: Path) -> OSError | None:
+    """The operating system's refusal that a library tells in an error of its own; None if that is of something else."""
+    told = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    if told is not None:
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    if not re.search(r"inline_container|PytorchStreamWriter", str(error)):
+        return None
+    # torch.save does not tell which one it was. It writes pieces of up to some MiB.
+    is_full = shutil.disk_usage(_existing_parent(target)).free < 64 * 2**20
+    return OSError(errno.ENOSPC, "") if is_full else OSError(str(error))
 
 
 def _existing_parent(path: Path) -> Path:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from eabf_cli.core import files
 from eabf_cli.core.errors import CheckpointError, OutputExistsError
-from eabf_cli.core.files import check_space, check_target, read_json, use_default_mode, whole_folder, write_json
+from eabf_cli.core.files import (
+    check_space,
+    check_target,
+    disk_errors_explained,
+    read_json,
+    use_default_mode,
+    whole_folder,
+    write_json,
+)
 
 DEAD_PID = 2**22 + 1  # above the largest that Linux and macOS give out
 
@@ -154,6 +166,40 @@ def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no space left for .*out.*GiB free.*-o"), whole_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert names_in(tmp_path) == []
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may become larger than 64 KiB: what the operating system refuses is then refused for real."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_refusal_that_a_library_tells_in_its_own_error_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"weight": torch.zeros(2**16)}
+    with (
+        pytest.raises(CheckpointError, match=r"cannot write .*out: File too large"),
+        disk_errors_explained(tmp_path / "out"),
+    ):
+        save_file(weights, tmp_path / "weights")
+    with pytest.raises(CheckpointError, match=r"cannot write .*out: "), disk_errors_explained(tmp_path / "out"):
+        torch.save(weights, tmp_path / "moments")
+    monkeypatch.setattr(files.shutil, "disk_usage", Mock(return_value=shutil.disk_usage(tmp_path)._replace(free=0)))
+    with (
+        pytest.raises(CheckpointError, match=r"no space left for .*out .*: make room"),
+        disk_errors_explained(tmp_path / "out", way_out="make room"),
+    ):
+        torch.save(weights, tmp_path / "moments")
+
+
+def test_an_error_of_something_else_stays_itself(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), disk_errors_explained(tmp_path / "out"):
+        raise RuntimeError("shapes differ")
 
 
 def test_too_little_space_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if config.resume:
         check_unchanged(config, plan)
     check_space(plan.folder, plan.disk_bytes)
-    with disk_errors_explained(plan.folder), terminated_as_interrupted():
+    way_out = f"make room, and the same command with --resume -o {plan.folder} goes on"
+    with disk_errors_explained(plan.folder, way_out=way_out), terminated_as_interrupted():
         resume_from = open_folder(config, plan)
         try:
             with run_memory_explained(plan.memory_settings, choose_device(config.device)):
