@@ -108,8 +108,16 @@ def _measure(run: EvalRunConfig, asked: Asked, *, as_json: bool) -> None:
 
 
 def _compare(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> None:
-    from eabf_cli.core.evals.compare import compare
+    # What training imports prints where results go.
+    with output.prints_on_stderr():
+        result = _compared(run, values)
     from eabf_cli.core.evals.report import result_text
+
+    output.result(result, result_text(result), as_json=as_json)
+
+
+def _compared(run: EvalRunConfig, values: dict[str, Any]) -> dict[str, Any]:
+    from eabf_cli.core.evals.compare import compare
 
     datasets = values["train_dataset"]
     config = CompareConfig(
@@ -129,8 +137,7 @@ def _compare(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> No
         tuning=values["tuning"],
         resume=values["resume"],
     )
-    result = compare(config)
-    output.result(result, result_text(result), as_json=as_json)
+    return compare(config)
 
 
 def _judge(run: EvalRunConfig, values: dict[str, Any], *, as_json: bool) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +167,13 @@ def test_how_long_samples_are_handled_is_one_of_the_settings(
     assert [run["num_tokens"] for run in found["compare"]["yarn"]["runs"]] == [2 * 2 * WINDOW]
     (workdir / "compared" / "eabf_run.json").unlink()
     assert_told(eabf(*arguments, "--too-long", "split", "--resume"), "other settings", "too_long")
+
+
+def test_what_libraries_print_does_not_get_into_the_json(workdir: Path) -> None:
+    # transformers prints a line when it finds this set.
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    options = ["--compare", "yarn,eabf", "--finetune", "--samples", "4", "--lengths", "512,2048", "--dry-run", "--json"]
+    command = [sys.executable, "-m", "eabf_cli", "eval", "-m", "eabf-tiny", *options]
+    done = subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["model"] == "eabf-tiny"
+    assert "WANDB offline mode" in done.stderr
