@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,23 @@ def num_held(checkpoint: Path, rank: int) -> dict[str, int]:
     }
 
 
+@pytest.fixture
+def in_one_process(
+    fork_server: ForkServer, tiny_llama_folder: Path, texts_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[list[Any], Path]]:
+    """Runs a tuning in one process; returns its arguments and its folder."""
+
+    def run(tuning: str) -> tuple[list[Any], Path]:
+        command = [*all_arguments(tiny_llama_folder, texts_file), "--tuning", tuning]
+        return command, run_alone(fork_server, command, tmp_path_factory.mktemp("alone"))
+
+    return run
+
+
 def test_a_killed_run_of_divided_weights_goes_on_and_ends_as_that_of_one_process(
-    fork_server: ForkServer,
-    tiny_llama_folder: Path,
-    texts_file: Path,
-    workdir: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    fork_server: ForkServer, in_one_process: Callable[[str], tuple[list[Any], Path]], workdir: Path
 ) -> None:
-    command = [*all_arguments(tiny_llama_folder, texts_file), "--tuning", "full"]
-    alone = run_alone(fork_server, command, tmp_path_factory.mktemp("alone"))
+    command, alone = in_one_process("full")
     command += [*QUICK, "-o", "run", "--save-steps", 2]
     killed = launch_zero(command, workdir, KILLED_AFTER_STEP="3")
     assert killed.returncode != 0
@@ -120,14 +129,9 @@ def test_a_killed_run_of_divided_weights_goes_on_and_ends_as_that_of_one_process
 
 
 def test_adapters_of_divided_weights_end_as_those_of_one_process(
-    fork_server: ForkServer,
-    tiny_llama_folder: Path,
-    texts_file: Path,
-    workdir: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    in_one_process: Callable[[str], tuple[list[Any], Path]], workdir: Path
 ) -> None:
-    command = [*all_arguments(tiny_llama_folder, texts_file), "--tuning", "lora"]
-    alone = run_alone(fork_server, command, tmp_path_factory.mktemp("alone"))
+    command, alone = in_one_process("lora")
     launched = launch_zero([*command, *QUICK, "-o", "run"], workdir)
     assert launched.returncode == 0, launched.stderr
     assert_run_of_one_process(workdir / "run", alone)
