@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def in_turn(sides: Iterable[str], number: int) -> tuple[str, ...]:
+    """The sides of a round, every second time the other way round."""
+    return tuple(sides)[:: -1 if number % 2 else 1]
 
 
 def number_list(text: str) -> list[int]:

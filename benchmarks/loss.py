@@ -69,7 +69,7 @@ def measure(length: int, options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     losses = {}
     for number in range(options.rounds + 1):
-        for side in tuple(SIDES)[:: -1 if number % 2 else 1]:
+        for side in common.in_turn(SIDES, number):
             hidden.grad = weight.grad = None
             started = common.now()
             loss = SIDES[side](hidden, weight, labels)

@@ -70,12 +70,12 @@ def measure(length: int, options: argparse.Namespace) -> dict[str, Any]:
         gc.collect()
         caches = {}
         forward, decode = {}, dict.fromkeys(SIDES, 0.0)
-        for side in in_turn(number):
+        for side in common.in_turn(SIDES, number):
             caches[side] = DynamicCache(config=model.config)
             forward[side] = timed(model, side, [tokens], caches[side], options.method)
         num_blocks = max(1, options.steps // BLOCK_STEPS)
         for block in range(num_blocks):
-            for side in in_turn(block):
+            for side in common.in_turn(SIDES, block):
                 steps = [tokens[:, :1]] * BLOCK_STEPS
                 decode[side] += timed(model, side, steps, caches[side], options.method)
         for side in SIDES:
@@ -86,11 +86,6 @@ def measure(length: int, options: argparse.Namespace) -> dict[str, Any]:
                 forward_s[side].append(forward[side])
                 step_s[side].append(per_step)
     return {"length": length, "forward": compared(forward_s), "decode": compared(step_s)}
-
-
-def in_turn(number: int) -> tuple[str, ...]:
-    """The sides, and every second time the other way round."""
-    return SIDES if number % 2 == 0 else SIDES[::-1]
 
 
 def timed(model: PreTrainedModel, side: str, calls: list[torch.Tensor], cache: DynamicCache, method: str) -> float:
