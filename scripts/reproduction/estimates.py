@@ -48,10 +48,12 @@ class Judged:
     Attributes:
         trials: of these trained models, over other documents and prompts.
         seeds: over other draws of samples, too; None with one seed.
+        num_planned: seeds in all, of which some may be missing yet.
     """
 
     trials: Estimate
     seeds: Estimate | None
+    num_planned: int
 
     @property
     def num_seeds(self) -> int:
@@ -126,7 +128,7 @@ def level(runs: Runs, measurement: str, length: int) -> Judged | None:
         if length in scores.values.get(measurement, ())
     ]
     bounds = None if measurement in _LOSSES else (0.0, 1.0)
-    return _judged(rows, bounds) if rows else None
+    return _judged(rows, bounds, runs.num_planned) if rows else None
 
 
 def difference(a: Runs, b: Runs, measurement: str, length: int, *, b_length: int | None = None) -> Judged | None:
@@ -157,7 +159,7 @@ def difference(a: Runs, b: Runs, measurement: str, length: int, *, b_length: int
             )
         )
     bounds = None if measurement in _LOSSES else (-1.0, 1.0)
-    return _judged(rows, bounds) if rows else None
+    return _judged(rows, bounds, min(a.num_planned, b.num_planned)) if rows else None
 
 
 def _clusters(scores: UnitScores, measurement: str, length: int) -> list[int] | None:
@@ -165,11 +167,16 @@ def _clusters(scores: UnitScores, measurement: str, length: int) -> list[int] | 
     return None if by_length is None else list(by_length[length])
 
 
-def _judged(rows: Sequence[tuple[Sequence[float], Sequence[int] | None]], bounds: tuple[float, float] | None) -> Judged:
+def _judged(
+    rows: Sequence[tuple[Sequence[float], Sequence[int] | None]],
+    bounds: tuple[float, float] | None,
+    num_planned: int,
+) -> Judged:
     return _bootstrapped(
         tuple(tuple(values) for values, _ in rows),
         tuple(None if clusters is None else tuple(clusters) for _, clusters in rows),
         bounds,
+        num_planned,
     )
 
 
@@ -178,6 +185,7 @@ def _bootstrapped(
     rows: tuple[tuple[float, ...], ...],
     clusters: tuple[tuple[int, ...] | None, ...],
     bounds: tuple[float, float] | None,
+    num_planned: int,
 ) -> Judged:
     """Both estimates from each seed's units. Documents are the same under every seed, prompts are each seed's own."""
     if clusters[0] is None:
@@ -188,9 +196,9 @@ def _bootstrapped(
         prompts = [(seed, prompt) for seed, numbers in enumerate(clusters) for prompt in numbers or ()]
     trials = _BOOTSTRAP.mean([pooled], clusters=prompts, bounds=bounds)
     if len(rows) == 1:
-        return Judged(trials=trials, seeds=None)
+        return Judged(trials=trials, seeds=None, num_planned=num_planned)
     # Prompts of one number are averaged over the seeds: their spread is then that of so many independent prompts.
     count = min(map(len, rows))
     numbers = None if clusters[0] is None else clusters[0][:count]
     seeds = _BOOTSTRAP.mean([row[:count] for row in rows], clusters=numbers, bounds=bounds)
-    return Judged(trials=trials, seeds=seeds)
+    return Judged(trials=trials, seeds=seeds, num_planned=num_planned)

@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from cells import SEEDS
 from estimates import LOSS, POSITIONS, Judged, Runs, level
 from verdicts import HOLDS, HOLDS_HERE, MISSING, OPEN, REVERSED, REVERSED_HERE, Judgement
 
@@ -103,7 +102,7 @@ def half_width(found: Judged) -> float | None:
     return None if found.trials.low is None or found.trials.high is None else (found.trials.high - found.trials.low) / 2
 
 
-def judgement_text(judgement: Judgement, words: dict[str, str], *, is_loss: bool, num_planned: int = len(SEEDS)) -> str:
+def judgement_text(judgement: Judgement, words: dict[str, str], *, is_loss: bool) -> str:
     """The advantage (points, or nats), the verdict and the p-value that it rests on; where seeds lack, how many are."""
     if judgement.advantage is None:
         return "missing"
@@ -111,7 +110,7 @@ def judgement_text(judgement: Judgement, words: dict[str, str], *, is_loss: bool
     is_general = judgement.verdict in (HOLDS, REVERSED)
     p_value = judgement.p_value if is_general else judgement.p_value_here
     shown = "" if p_value is None else f" (p {_p_text(p_value)})"
-    seeds = "" if judgement.num_seeds == num_planned else f", {counted(judgement.num_seeds, 'seed')}"
+    seeds = "" if judgement.num_seeds == judgement.num_planned else f", {counted(judgement.num_seeds, 'seed')}"
     return f"{size} {words[judgement.verdict]}{shown}{seeds}"
 
 

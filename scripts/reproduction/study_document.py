@@ -200,7 +200,7 @@ def _judged(pairs: Sequence[tuple[str, str]], runs: Mapping[str, Runs]) -> dict[
 
 
 def _text(judgement: Judgement, outcome: str) -> str:
-    return judgement_text(judgement, COMPARED, is_loss=_OUTCOMES[outcome][0] == LOSS, num_planned=1)
+    return judgement_text(judgement, COMPARED, is_loss=_OUTCOMES[outcome][0] == LOSS)
 
 
 def _levels(runs: Mapping[str, Runs]) -> str:

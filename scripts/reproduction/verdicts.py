@@ -43,6 +43,7 @@ class Judgement:
         p_value: adjusted, over the seeds and trials if there are several seeds.
         p_value_here: adjusted, over the trials alone.
         num_seeds: that both variants have.
+        num_planned: that both are to have.
     """
 
     claim: Claim
@@ -50,6 +51,7 @@ class Judgement:
     p_value: float | None
     p_value_here: float | None
     num_seeds: int
+    num_planned: int
 
     @property
     def verdict(self) -> str:
@@ -102,6 +104,7 @@ def judgements(claims: Sequence[Claim], found: Sequence[Judged | None], measurem
             p_value=everywhere.get(number),
             p_value_here=here.get(number),
             num_seeds=0 if judged is None else judged.num_seeds,
+            num_planned=0 if judged is None else judged.num_planned,
         )
         for number, (claim, judged) in enumerate(zip(claims, found, strict=True))
     ]
