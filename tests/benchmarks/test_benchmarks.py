@@ -178,6 +178,25 @@ def test_the_table_has_every_kept_result_and_names_its_machine(script: Callable[
         assert f"cpu {cpu}" in shown.split("\n\n")[1]
 
 
+def test_an_overhead_is_the_ratio_that_was_measured_and_names_its_series(
+    script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    """Seconds that were taken down from a printed table are rounded more than the ratio beside them."""
+    found = {"plain_s": 0.01, "patched_s": 0.0107, "ratio": 1.068}
+    report = {
+        "machine": {"cpu": "a"},
+        "model": "1b",
+        "dtype": "bfloat16",
+        "method": "eabf",
+        "series": "second",
+        "results": [{"length": 2_048, "forward": found, "decode": found}],
+    }
+    (tmp_path / "overhead.json").write_text(json.dumps(report))
+    shown = script("table").table([tmp_path / "overhead.json"])
+    assert shown.count("| 1.068 |") == 2
+    assert shown.count("2,048 tokens (second series)") == 2
+
+
 def test_a_file_of_no_benchmark_is_named(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"other\.json.*overhead"):
         script("table").table([tmp_path / "other.json"])
