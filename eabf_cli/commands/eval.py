@@ -170,6 +170,7 @@ def _text(result: dict[str, Any], *, is_dry_run: bool) -> str:
             [
                 *lines,
                 *result["notes"],
+                f"Tasks {', '.join(result['tasks'])}",
                 f"Lengths {lengths}; about {memory['total_gib']:.1f} GiB on {result['device']} "
                 f"({result['available_gib']:.1f} GiB available){time}",
                 "Nothing was measured (--dry-run).",

@@ -121,6 +121,7 @@ def test_a_dry_run_tells_lengths_and_memory(eabf: Eabf, arguments: list[Any], wo
     assert set(found).isdisjoint(TASKS)
     shown = succeeded(eabf(*planned)).stdout
     assert "Nothing was measured" in shown
+    assert "Tasks perplexity, passkey\n" in shown
     assert "8 times the pre-trained window" in shown
     assert list(workdir.iterdir()) == []
 

@@ -64,6 +64,7 @@ TRUNCATION_SIDES = ("left", "middle")
 # Behind an input of the length that was asked for, tasks that make their own data put the beginning of the answer.
 _ANSWER_PREFIX_ROOM = 64
 _NUM_SUGGESTIONS = 5
+_MAX_TOLD = 3
 
 Loaded = dict[str, Any]
 """What lm-eval's task manager loads: `tasks` and `groups` by name."""
@@ -320,13 +321,16 @@ def _find_tasks(config: SuiteConfig, metadata: dict[str, Any]) -> tuple[Any, lis
 def _resolve(wanted: list[str], known: list[str]) -> list[str]:
     """Known names that the wanted ones stand for, each once, in order."""
     names: dict[str, None] = {}
+    unknown = []
     for name in wanted:
         found = [name] if name in known else fnmatch.filter(known, name)
+        names |= dict.fromkeys(found)
         if not found:
             nearest = difflib.get_close_matches(name, [*ALIASES, *known], n=_NUM_SUGGESTIONS)
             hint = f"did you mean {', '.join(nearest)}?" if nearest else "`lm-eval ls tasks` shows all"
-            raise InvalidConfigError(f"lm-eval {version('lm_eval')} has no task {name!r}: {hint}")
-        names |= dict.fromkeys(found)
+            unknown.append(f"lm-eval {version('lm_eval')} has no task {name!r}: {hint}")
+    if unknown:
+        raise InvalidConfigError("\n".join(unknown[:_MAX_TOLD]))
     return list(names)
 
 

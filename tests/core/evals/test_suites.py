@@ -355,6 +355,17 @@ def test_unknown_tasks_are_answered_with_the_nearest_names() -> None:
         Suites(SuiteConfig(tasks=("paper", "short", "ruler", "longbench_qaspr")))
 
 
+def test_several_unknown_tasks_are_told_at_once() -> None:
+    from eabf_cli.core.evals.suites import _resolve
+
+    with pytest.raises(InvalidConfigError) as told:
+        _resolve(["pasky", "said", "saids", "zzzzz", "yyyyy"], ["said", "sun"])
+    lines = str(told.value).splitlines()
+    assert [line.split("'")[1] for line in lines] == ["pasky", "saids", "zzzzz"]
+    assert "did you mean said" in lines[1]
+    assert "lm-eval ls tasks" in lines[2]
+
+
 def test_without_lm_eval_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InvalidConfigError, match=r"--tasks ruler,paper needs it: pip install 'eabf-cli\[eval\]'"):
