@@ -296,40 +296,6 @@ def passkey_prompt(tokenizer: Tokenizer, length: int, depth: float, *, seed: int
     return needle_prompt(tokenizer, PASSKEY, length, depth, seed=seed)
 
 
-def repeated_span_prompt(
-    tokenizer: Tokenizer,
-    length: int,
-    depth: float = 0.0,
-    *,
-    seed: int = 0,
-    span_length: int = 24,
-    filler_ids: Sequence[int] | None = None,
-) -> NeedlePrompt:
-    """Retrieval without any wording: a random span, a gap, the first half of the span again.
-
-    The answer is the span's second half. `depth` places the span in the filler as in `needle_prompt`; depth 0
-    is the farthest. The filler is `filler_ids`, repeated as often as needed, or random tokens. Random tokens
-    come from `plain_token_ids`. Prompt and answer have `length` tokens.
-    Raises InvalidConfigError if `length` cannot hold the span and its repetition.
-    """
-    if not 0 <= depth <= 1:
-        raise InvalidConfigError(f"a span's depth must be between 0 and 1, got {depth}")
-    start = _bos(tokenizer)
-    num_filler = length - len(start) - 2 * span_length
-    if num_filler < 0:
-        raise InvalidConfigError(
-            f"a repeated span of {span_length} tokens does not fit a prompt of {length}: "
-            f"use at least {length - num_filler} tokens"
-        )
-    rng = random.Random(f"span/{length}/{depth}/{seed}")
-    plain = plain_token_ids(tokenizer)
-    span = rng.choices(plain, k=span_length)
-    filler = _repeat(filler_ids, num_filler) if filler_ids else rng.choices(plain, k=num_filler)
-    cut, half = round(depth * num_filler), span_length // 2
-    input_ids = start + filler[:cut] + span + filler[cut:] + span[:half]
-    return NeedlePrompt(input_ids, span[half:], len(start) + cut, "")
-
-
 def plain_token_ids(tokenizer: Tokenizer) -> list[int]:
     """The ids of the vocabulary without special and added tokens."""
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}

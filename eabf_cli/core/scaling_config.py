@@ -71,13 +71,6 @@ class RopeScalingConfig:
             raise InvalidConfigError("the original window is not known yet: resolve the config against a model")
         return round(self.factor * self.original_max_position_embeddings)
 
-    @property
-    def is_resolved(self) -> bool:
-        """Whether every field has its value, so that the method can be applied as it stands."""
-        return not isinstance(self.rope_theta, str) and all(
-            getattr(self, field.name) is not None for field in fields(self)
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """The Hugging Face `rope_scaling` form of this config (docs/method.md)."""
         scaling: dict[str, Any] = {"rope_type": self.method, "type": self.method, "factor": self.factor}

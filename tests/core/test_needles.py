@@ -19,7 +19,6 @@ from eabf_cli.core.needles import (
     needle_prompt,
     passkey_prompt,
     plain_token_ids,
-    repeated_span_prompt,
     templates_of,
 )
 
@@ -128,17 +127,12 @@ def test_pieces_take_no_extra_space_and_no_bos_where_there_is_none():
     assert tokens.endswith("▁The▁pass▁key▁is▁" + prompt.answer.strip())
 
 
-def test_repeated_span_asks_for_its_second_half(tokenizer):
-    filler = tokenizer.encode(" and it came to pass")
-    prompt = repeated_span_prompt(tokenizer, 512, 0.25, filler_ids=filler)
-    assert len(prompt.input_ids) + len(prompt.answer_ids) == 512
-    span = prompt.input_ids[prompt.needle_position : prompt.needle_position + 24]
-    assert prompt.answer_ids == span[12:]
-    assert prompt.input_ids[-12:] == span[:12]
-    assert prompt.needle_position == 1 + round(0.25 * (512 - 1 - 48))
+def test_plain_tokens_are_all_but_the_added_ones(tokenizer):
     added = set(tokenizer.get_added_vocab().values())
-    assert not added & set(repeated_span_prompt(tokenizer, 4000).input_ids[1:])
-    assert len(plain_token_ids(tokenizer)) == len(tokenizer) - len(added)
+    plain = plain_token_ids(tokenizer)
+    assert added
+    assert not added & set(plain)
+    assert len(set(plain)) == len(plain) == len(tokenizer) - len(added)
 
 
 @pytest.mark.parametrize("bad", [{"length": 40}, {"depth": -0.1}, {"depth": 1.5}])
@@ -146,8 +140,6 @@ def test_impossible_prompts_are_refused(tokenizer, bad):
     settings = {"length": 300, "depth": 0.5, **bad}
     with pytest.raises(InvalidConfigError, match=str(next(iter(bad.values())))):
         needle_prompt(tokenizer, PASSKEY, **settings)
-    with pytest.raises(InvalidConfigError):
-        repeated_span_prompt(tokenizer, **settings)
 
 
 def test_table_of_templates():
