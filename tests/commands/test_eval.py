@@ -153,8 +153,8 @@ def test_documents_that_are_too_short_are_counted(eabf: Eabf, tiny_llama_folder:
 
 
 def test_how_many_documents_a_loss_is_from_is_told(eabf: Eabf, tiny_llama_folder: Path, workdir: Path) -> None:
-    for name, count in (("middle", 60), ("half", 60), ("long", 200)):
-        (workdir / f"{name}.txt").write_text("the sun was warm " * count)
+    for name, what, count in (("middle", "sun", 60), ("half", "sea", 60), ("long", "sun", 200)):
+        (workdir / f"{name}.txt").write_text(f"the {what} was warm " * count)
     tasks = "perplexity,context_gain,perplexity_by_position"
     arguments = ("eval", "-m", tiny_llama_folder, "--text", ".", "--lengths", "32,256,512", "--tasks", tasks)
     result = eabf(*arguments, "--dry-run")

@@ -53,7 +53,7 @@ class TextSet:
 
 
 def read_texts(config: EvalRunConfig) -> TextSet:
-    """Read the texts that a configuration names.
+    """Read the texts that a configuration names, each text once.
 
     Of a data set with many more than are wanted, the seed draws.
 
@@ -68,6 +68,7 @@ def read_texts(config: EvalRunConfig) -> TextSet:
     found = [(str(path), read_document(path).text) for path in _files(config)]
     records, notes = _records(config)
     found += [(record.origin, _record_text(record)) for record in records]
+    found, more_notes = _without_copies(found)
     sources = [str(source) for source in (*config.text, *config.dataset)]
     local = tuple(path for path in map(Path, sources) if path.exists())
     return TextSet(
@@ -75,8 +76,20 @@ def read_texts(config: EvalRunConfig) -> TextSet:
         texts=tuple(text for _, text in found),
         names=tuple(name for name, _ in found),
         files=local,
-        notes=notes,
+        notes=(*notes, *more_notes),
     )
+
+
+def _without_copies(found: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """Names and texts without those whose text is another's: errors are over documents that differ."""
+    first: dict[str, str] = {}
+    for name, text in found:
+        first.setdefault(text, name)
+    num_copies = len(found) - len(first)
+    if not num_copies:
+        return found, ()
+    note = f"left out for having the same text as another: {num_copies:,} of {len(found):,} documents"
+    return [(name, text) for text, name in first.items()], (note,)
 
 
 def _files(config: EvalRunConfig) -> Iterator[Path]:
@@ -99,7 +112,7 @@ def _records(config: EvalRunConfig) -> tuple[list[Record], tuple[str, ...]]:
     if config.dataset:
         readers, notes = [], []
         for name in config.dataset:
-            source, split = NAMED_DATASETS.get(str(name), (name, config.dataset_split))
+            source, split = NAMED_DATASETS.get(str(name).lower(), (name, config.dataset_split))
             opened = open_records(source, split=config.dataset_split or split)
             readers += opened.readers
             notes += opened.notes

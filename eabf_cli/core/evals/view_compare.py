@@ -90,7 +90,7 @@ def _contenders(result: Result) -> Table:
         columns=["name", "what it is", "base frequency", "effective length"],
         rows=rows,
         note="The effective length is the longest whose retrieval is, with confidence, at least 90 % of that inside "
-        "the original window.",
+        "the original window; lengths inside it need no proof.",
     )
 
 

@@ -48,6 +48,20 @@ def test_files_and_data_sets_come_together(tmp_path: Path) -> None:
     assert found.source == f"{file}, {rows}"
 
 
+def test_a_text_that_occurs_twice_counts_once(tmp_path: Path) -> None:
+    """Intervals are over documents as if each were drawn by itself."""
+    folder = tmp_path / "mydocs"
+    folder.mkdir()
+    for name, text in (("a", "one"), ("b", "two"), ("c", "one")):
+        (folder / f"{name}.txt").write_text(text)
+    rows = write_jsonl(tmp_path / "rows.jsonl", {"text": "two"}, {"text": "three"})
+    found = read_texts(EvalRunConfig(text=(folder, folder / "a.txt"), dataset=(str(rows),)))
+    assert found.texts == ("one", "two", "three")
+    assert found.names[:2] == (str(folder / "a.txt"), str(folder / "b.txt"))
+    assert found.notes == ("left out for having the same text as another: 3 of 6 documents",)
+    assert read_texts(EvalRunConfig(text=(folder / "a.txt", folder / "b.txt"))).notes == ()
+
+
 def test_the_default_is_the_held_out_part_of_the_demo_data() -> None:
     found = read_texts(EvalRunConfig())
     assert found.source == "demo-long (held out)"
@@ -75,7 +89,7 @@ def test_the_field_s_data_sets_have_names(monkeypatch: pytest.MonkeyPatch) -> No
         return Records(readers=[lambda: Record("a book", text="a long text")])
 
     monkeypatch.setattr(records, "_open_dataset", open_dataset)
-    assert read_texts(EvalRunConfig(dataset=("pg19",))).texts == ("a long text",)
+    assert read_texts(EvalRunConfig(dataset=("PG19",))).texts == ("a long text",)
     read_texts(EvalRunConfig(dataset=("proof-pile",), dataset_split="validation"))
     assert asked == [("emozilla/pg19", "test"), ("emozilla/proofpile-test-tokenized", "validation")]
 
