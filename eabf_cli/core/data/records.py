@@ -104,9 +104,14 @@ def _open_dataset(name: str, split: str, revision: str | None) -> Records:
             rows: Any = datasets.load_dataset(name, split=split, revision=revision)
     except Exception as error:
         # The library lets through what its network stack, its cache or a bad split raise; all mean "no data".
-        place = "cannot be loaded" if Path(name).is_dir() else "is no file here and cannot be loaded from the Hub"
+        is_here = Path(name).is_dir()
+        place = "cannot be loaded" if is_here else "is no file here and cannot be loaded from the Hub"
+        way_out = (
+            "" if is_here else "\nCheck the spelling and the connection (HF_HUB_OFFLINE, HF_ENDPOINT), or give a file"
+        )
         raise DataError(
-            f"dataset {name!r} {place} (split {split!r}, revision {revision or 'default'}): {first_line(error)}"
+            f"dataset {name!r} {place} (split {split!r}, revision {revision or 'default'}): "
+            f"{first_line(error)}{way_out}"
         ) from error
     records = open_rows(rows, f"dataset {name!r}, split {split!r}")
     records.contents.append(f"dataset {rows._fingerprint}")

@@ -188,7 +188,9 @@ def test_a_hub_failure_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         raise ConnectionError("no network\nand a long trace")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"'owner/name' is no file here .*split 'train'.*ConnectionError: no network$"):
+    with pytest.raises(
+        DataError, match=r"'owner/name' is no file here .*split 'train'.*no network\nCheck .*HF_ENDPOINT"
+    ):
         open_records("owner/name")
 
 
