@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
@@ -163,16 +162,15 @@ def _text(result: dict[str, Any], *, is_dry_run: bool) -> str:
 
     lines = [_model_text(result)]
     if is_dry_run:
-        memory = result["memory"]
+        from eabf_cli.core.evals.report import needs_text
+
         lengths = ", ".join(f"{length:,}" for length in result["lengths"])
-        time = "" if result["expected_s"] is None else f", roughly {math.ceil(result['expected_s'] / 60):,} min"
         return "\n".join(
             [
                 *lines,
                 *result["notes"],
                 f"Tasks {', '.join(result['tasks'])}",
-                f"Lengths {lengths}; about {memory['total_gib']:.1f} GiB on {result['device']} "
-                f"({result['available_gib']:.1f} GiB available){time}",
+                f"Lengths {lengths}; {needs_text(result)}",
                 "Nothing was measured (--dry-run).",
             ]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,10 @@ def test_methods_are_compared_in_one_table(eabf: Eabf, tiny_llama_folder: Path, 
     assert rows[perplexity + 1] == ["tokens", str(WINDOW), str(TARGET)]
     assert [row[0] for row in rows[perplexity + 2 : perplexity + 5]] == ["original", "yarn", "eabf"]
     written = json.loads((workdir / "out" / "eval.json").read_text())
+    planned = eabf(*arguments, "--overwrite", "--dry-run")
+    assert re.search(
+        r"Measuring takes about \d+\.\d GiB on cpu \(\d+\.\d GiB available\), roughly 1 min\n", planned.stdout
+    )
     again = eabf(*arguments, "--overwrite", "--json")
     compared = json.loads(again.stdout)["compare"]
     assert compared.keys() == written["compare"].keys() == {"original", "yarn", "eabf"}

@@ -65,9 +65,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
         result["training"] = planned_training(plan)
         result["notes"] += result["training"]["data_notes"]
+    # The default folder may be there from an earlier run, which a look at the plan does not mind.
+    target = config.run.output if config.run.dry_run else output
+    folder = None if target is None else CompareFolder(plan, target)
     if config.run.dry_run:
-        return result
-    folder = None if output is None else CompareFolder(plan, output)
+        return result | plan.needs()
     finished = folder.finished() if folder is not None else None
     if finished is not None:
         return finished

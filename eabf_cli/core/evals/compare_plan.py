@@ -97,6 +97,19 @@ class ComparePlan:
             result |= {"train_dataset": named, "num_samples": config.samples, "too_long": config.too_long}
         return result
 
+    def needs(self) -> dict[str, Any]:
+        """Memory and time, as a dry run tells them: `memory`, `available_gib`, `expected_s` of all measurements.
+
+        Training is not in them.
+        """
+        measuring = self.measuring
+        num_models = 1 + (len(self.contenders) - 1) * (len(self.config.seeds) if self.config.finetune else 1)
+        return {
+            "memory": measuring.memory.to_dict(),
+            "available_gib": round(measuring.available_bytes / 2**30, 3),
+            "expected_s": None if measuring.seconds is None else num_models * measuring.seconds,
+        }
+
 
 def make_plan(config: CompareConfig) -> ComparePlan:
     """Work out every method for the model, and the lengths.

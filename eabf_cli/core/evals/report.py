@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +60,17 @@ def _planned(result: Mapping[str, Any]) -> Iterator[str]:
             f"Each of {num_runs:,} runs: {run['num_samples']:,} samples, {run['num_tokens']:,} tokens, "
             f"{run['num_steps']:,} steps, learning rate {run['recipe']['learning_rate']:g}, {run['tuning']}"
         )
+    yield f"Measuring takes {needs_text(result)}{', training comes on top' if 'training' in result else ''}"
+
+
+def needs_text(planned: Mapping[str, Any]) -> str:
+    """Memory and time of a dry run (`memory`, `available_gib`, `device`, `expected_s`) in words."""
+    seconds = planned["expected_s"]
+    return (
+        f"about {planned['memory']['total_gib']:.1f} GiB on {planned['device']} "
+        f"({planned['available_gib']:.1f} GiB available)"
+        + ("" if seconds is None else f", roughly {math.ceil(seconds / 60):,} min")
+    )
 
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:

@@ -179,18 +179,24 @@ def test_the_terminal_says_where_the_result_is(kind: str) -> None:
     assert "Written to" not in result_text(RESULTS[kind] | {"output": None})
 
 
+NEEDS = {"memory": {"total_gib": 1.26}, "available_gib": 20.04, "expected_s": 61.0, "device": "cpu"}
+
+
 def test_the_plan_of_a_training_says_what_one_run_does() -> None:
     planned = {key: value for key, value in made_up_comparison(seeds=[42]).items() if key != "compare"}
     recipe = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-4}
     training = {"num_samples": 100, "num_steps": 50, "num_tokens": 409_600, "tuning": "full", "recipe": recipe}
-    text = result_text(planned | {"training": training})
+    text = result_text(planned | NEEDS | {"training": training})
     assert "finetuned under 1 seed, at" in text
     assert "Each of 5 runs: 100 samples, 409,600 tokens, 50 steps, learning rate 0.0001, full" in text
+    needs = "Measuring takes about 1.3 GiB on cpu (20.0 GiB available)"
+    assert f"{needs}, roughly 2 min, training comes on top" in text
 
 
 def test_a_plan_is_told_as_one() -> None:
     planned = {key: value for key, value in made_up_comparison().items() if key not in ("compare", "differences")}
-    text = result_text(planned)
+    text = result_text(planned | NEEDS | {"expected_s": None})
+    assert "Measuring takes about 1.3 GiB on cpu (20.0 GiB available)\n" in text
     assert "under linear, yarn, eabf, finetuned under 2 seeds, at 256, 512, 1,024, 2,048 tokens" in text
     assert "Nothing was measured" in text
     planned = {key: value for key, value in made_up_verdict().items() if key != "verdict"}
