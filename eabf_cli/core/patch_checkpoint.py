@@ -144,6 +144,9 @@ def patch_checkpoint(config: PatchConfig) -> dict[str, Any]:
     plan = plan_checkpoint(config)
     scaling = plan.resolution.scaling
     output = config.output or default_output(plan.source.name, scaling)
+    # The default folder may be there from an earlier run, which a look at the plan does not mind.
+    if config.output is not None or not config.dry_run:
+        check_target(output, overwrite=config.overwrite, sources=(plan.source.folder,))
     result = plan.report.to_dict() | {
         "model": plan.source.name,
         "revision": plan.source.revision,
@@ -153,7 +156,6 @@ def patch_checkpoint(config: PatchConfig) -> dict[str, Any]:
     }
     if config.dry_run:
         return result
-    check_target(output, overwrite=config.overwrite, sources=(plan.source.folder,))
     with whole_folder(output, overwrite=config.overwrite) as partial:
         if plan.source.gguf_file is not None:
             _write_from_gguf(plan, config, partial)

@@ -437,3 +437,24 @@ def test_a_model_in_a_folder_has_no_revision(
     refused = eabf(*command, "--revision", "main", "-m", tiny_llama_folder)
     assert_told(refused, ["--revision belongs to a model of the Hub", str(tiny_llama_folder)], exit_code=2)
     assert everything_in(workdir) == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("patch",),
+        ("finetune",),
+        ("entropy", "--length", 64),
+        ("eval", "--tasks", "passkey", "--lengths", 64),
+        ("eval", "--compare", "yarn,eabf", "--tasks", "passkey", "--lengths", "512,1024"),
+    ],
+    ids=lambda command: " ".join(map(str, command)),
+)
+def test_a_dry_run_refuses_the_folder_that_the_run_would_refuse(
+    eabf: Eabf, workdir: Path, command: tuple[str, ...]
+) -> None:
+    (workdir / "full").mkdir()
+    (workdir / "full" / "mine.txt").write_text("keep")
+    result = eabf(*command, "--dry-run", "-o", "full")
+    assert_told(result, ["output folder full exists and is not empty"])
+    assert [path.name for path in workdir.rglob("*")] == ["full", "mine.txt"]

@@ -86,7 +86,7 @@ def plan_entropy(config: EntropyConfig) -> EntropyPlan:
     Raises:
         EabfError: whatever a user can put right.
     """
-    if config.output is not None and not config.dry_run:
+    if config.output is not None:
         check_resumable(config.output, resume=config.resume, overwrite=config.overwrite)
     with_weights = not config.dry_run
     subjects = {
@@ -95,7 +95,7 @@ def plan_entropy(config: EntropyConfig) -> EntropyPlan:
     if config.compare is not None:
         subjects["compare"] = find_subject(config.compare, with_weights=with_weights)
         _check_comparable(subjects["model"], subjects["compare"])
-    if config.output is not None and not config.dry_run:
+    if config.output is not None:
         folders = tuple((subject.source.base or subject.source).folder for subject in subjects.values())
         check_target(config.output, overwrite=config.overwrite, sources=(*folders, *local_sources(config)))
     wanted = None

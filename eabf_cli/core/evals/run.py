@@ -176,15 +176,14 @@ def plan_evaluation(config: EvalRunConfig, *, has_own_tasks: bool = True) -> Eva
     Raises:
         EabfError: whatever a user can put right.
     """
-    writes = config.output is not None and not config.dry_run
-    if config.output is not None and writes:
+    if config.output is not None:
         check_target(config.output, overwrite=config.overwrite)
     reads_texts = has_own_tasks and set(config.evaluation.tasks) != {"passkey"}
     texts = read_texts(config) if reads_texts else TextSet(source="", texts=(), names=())
     subject = find_subject(
         config.model, revision=config.revision, request=config.request, with_weights=not config.dry_run
     )
-    if config.output is not None and writes:
+    if config.output is not None:
         source = subject.source.base or subject.source
         check_target(config.output, overwrite=config.overwrite, sources=(source.folder, *texts.files))
     tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)

@@ -89,7 +89,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if finished is not None:
         return finished
     target = find_target(config)
-    if config.resume or not config.dry_run:
+    # The default folder may be there from an earlier run, which a look at the plan does not mind.
+    if config.output is not None or config.resume or not config.dry_run:
         check_folder(config, target)
         # None may find, and refuse, what a faster one has made of the folder.
         wait_for_everyone()
