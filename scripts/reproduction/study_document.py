@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 from cells import TARGET_WINDOW, WINDOW, Cell, study
 from confirmation_section import confirmation_section, confirmed
 from estimates import LOSS, RETRIEVAL, Runs, read_runs
-from formatting import COMPARED, bullets, judgement_text, level_text, paragraph, table
+from formatting import COMPARED, bullets, judgement_text, level_text, listed, paragraph, table
+from running import read_cell
 from shared_tables import missing_note
 from spans import BEYOND, spanned
+from study_levels import LEVELS
 from variants import FREQUENCIES, LOSSES, SCALES, factor_name, factorial
 from verdicts import MISSING, OPEN, Claim, Judgement, judge
 
@@ -49,8 +52,11 @@ def study_text(results: Path) -> str:
         paragraph(
             f"""*Inside* is {WINDOW} tokens; *beyond* are {BEYOND[0]:,} and {BEYOND[1]:,}: the loss averaged over
             both, the trials (one key of several, repeated spans) of both side by side. There is one seed: verdicts are
-            on the trained models alone, at 95 % with Holm's correction over a column of a table."""
+            on the trained models alone, at 95 % with Holm's correction over a column of a table. A loss is over 8
+            documents; a p-value just below 0.05 can be above it by another test of the same differences."""
         ),
+        "## The levels",
+        bullets(f"{level}: {what}" for level, what in LEVELS),
         *_in_short(runs, results),
         "## Main effects",
         paragraph(
@@ -58,7 +64,7 @@ def study_text(results: Path) -> str:
             the others; p-values in brackets."""
         ),
         *(_main_effects(factor, runs) for factor in _FACTORS),
-        *_additions_section(runs),
+        *_additions_section(runs, results),
         "## Every combination",
         paragraph(
             """Perplexity and retrieval with half the width of their 95 % intervals over documents and trials."""
@@ -159,7 +165,7 @@ def _named(factor: str, level: str, rest: Mapping[str, str]) -> str:
     return factor_name(**({factor: level} | dict(rest)))
 
 
-def _additions_section(runs: Mapping[str, Runs]) -> list[str]:
+def _additions_section(runs: Mapping[str, Runs], results: Path) -> list[str]:
     pairs = _additions(runs)
     if not pairs:
         return []
@@ -170,7 +176,19 @@ def _additions_section(runs: Mapping[str, Runs]) -> list[str]:
             plain loss, each with all else equal."""
         ),
         _comparison(pairs, runs),
+        *_gains_text(results),
     ]
+
+
+def _gains_text(results: Path) -> list[str]:
+    """How far the learned gains went from where they began."""
+    found = [(cell.name, gains) for cell in study() if (gains := (read_cell(results, cell) or {}).get("gains"))]
+    if not found:
+        return []
+    ranges = listed(
+        [f"{min(map(min, layers)):.3f} to {max(map(max, layers)):.3f} in `{name}`" for name, layers in found]
+    )
+    return [paragraph(f"The gains begin at 1 / ln c = {1 / math.log(WINDOW):.3f} and end at {ranges}.")]
 
 
 def _additions(runs: Mapping[str, Runs]) -> list[tuple[str, str]]:

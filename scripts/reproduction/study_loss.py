@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
+from variants import LONGCE_MAX_WEIGHT
 
 from eabf_cli.core.data.sample_set import IGNORE_INDEX, SampleSet
 from eabf_cli.core.data.samples import SampleCollator
 
-MAX_WEIGHT = 5.0
-"""gamma, the paper's bound."""
-
 
 @torch.no_grad()
 def longce_weights(
-    model: PreTrainedModel, samples: SampleSet, *, context: int, stride: int, max_weight: float = MAX_WEIGHT
+    model: PreTrainedModel, samples: SampleSet, *, context: int, stride: int, max_weight: float = LONGCE_MAX_WEIGHT
 ) -> tuple[Tensor, ...]:
     """Each sample's weights I(x_t) = min(p(x_t | all before) / p(x_t | the last tokens before), gamma).
 

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import PreTrainedModel
+from variants import GAIN_LEARNING_RATE
 
 from eabf_cli.core import architectures, attention_scale, frequencies, report
 from eabf_cli.core.attention_scale import LayerScale
-from eabf_cli.core.finetune.training import _SampleTrainer
+from eabf_cli.core.finetune.training import SampleTrainer
 from eabf_cli.core.methods import METHODS, Method
 from eabf_cli.core.patching import apply_method
 from eabf_cli.core.report import PatchReport
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from eabf_cli.modeling_eabf import logit_scale
-
-GAIN_LEARNING_RATE = 1e-2
-"""Of the learned gains: a few steps of the weights' own rate would not move them."""
 
 GAIN_NAME = "eabf_gain"
 
@@ -104,7 +102,7 @@ def study_methods() -> Iterator[None]:
     The rule is looked up in every forward pass, so a model is measured inside the context as well.
     """
     modules: tuple[Any, ...] = (attention_scale, report)
-    create_optimizer = _SampleTrainer.create_optimizer
+    create_optimizer = SampleTrainer.create_optimizer
 
     def create_with_gains(trainer: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = create_optimizer(trainer, *args, **kwargs)
@@ -114,12 +112,12 @@ def study_methods() -> Iterator[None]:
     METHODS.update(STUDY_METHODS)
     for module in modules:
         module.logit_scale = study_scale
-    _SampleTrainer.create_optimizer = create_with_gains
+    SampleTrainer.create_optimizer = create_with_gains
     try:
         yield
     finally:
         # It is inherited from the Trainer, so that taking the study's off brings it back.
-        del _SampleTrainer.create_optimizer
+        del SampleTrainer.create_optimizer
         for module in modules:
             module.logit_scale = logit_scale
         for name in STUDY_METHODS:

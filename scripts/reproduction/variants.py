@@ -72,6 +72,12 @@ ABLATIONS: dict[str, Variant] = {
 }
 """Which of the six layers are exempt, and t(i) = ln i / ln c without the lower bound of 1."""
 
+GAIN_LEARNING_RATE = 1e-2
+"""Of the learned gains: a few steps of the weights' own rate would not move them."""
+
+LONGCE_MAX_WEIGHT = 5.0
+"""gamma, the bound of LongCE's paper (arXiv 2410.23771)."""
+
 MEASURED_THETA = 125_000.0
 """What `eabf entropy --suggest` finds for the demo model (docs/entropy.md)."""
 

@@ -20,7 +20,7 @@ from eabf_cli.core.data.samples import IGNORE_INDEX, Sample, SampleCollator, Sam
 from eabf_cli.core.finetune.chunked_loss import chunked_cross_entropy, chunked_loss
 from eabf_cli.core.finetune.recipe import Recipe
 from eabf_cli.core.finetune.settings import TrainSettings
-from eabf_cli.core.finetune.training import _SampleTrainer, train
+from eabf_cli.core.finetune.training import SampleTrainer, train
 from eabf_cli.core.methods import METHODS
 from eabf_cli.core.scaling_config import RopeScalingConfig
 from tests.tiny_llama import WINDOW, tiny_llama, token_ids, write_tiny_llama
@@ -139,7 +139,7 @@ def test_gains_learn_at_their_own_rate_without_decay_and_are_in_the_stored_model
     measuring._apply(model, variant)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     groups: list[dict[str, Any]] = []
-    create = _SampleTrainer.create_optimizer
+    create = SampleTrainer.create_optimizer
 
     def recording(trainer: Any, *args: Any) -> Any:
         optimizer = create(trainer, *args)
@@ -147,7 +147,7 @@ def test_gains_learn_at_their_own_rate_without_decay_and_are_in_the_stored_model
         return optimizer
 
     with monkeypatch.context() as patched:
-        patched.setattr(_SampleTrainer, "create_optimizer", recording)
+        patched.setattr(SampleTrainer, "create_optimizer", recording)
         recipe = Recipe(learning_rate=3e-4, batch_size=2)
         train(model, rows(2, 2 * WINDOW), recipe, TrainSettings(), folder=tmp_path / "run", collator=SampleCollator(2))
 
@@ -186,7 +186,7 @@ def test_leaving_the_context_restores_the_table_the_rule_and_the_optimizer(study
     study.close()
     assert not STUDY_METHODS.keys() & METHODS.keys()
     assert attention_scale.logit_scale is report.logit_scale is logit_scale
-    assert "create_optimizer" not in vars(_SampleTrainer)
+    assert "create_optimizer" not in vars(SampleTrainer)
 
 
 # ---- LongCE --------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def train(
         callbacks = [progress, stopper, _Manifest(started, started if run_started is None else run_started)]
         if samples.num_lengths > 1:
             callbacks.append(_FreedMemory())
-        trainer = _SampleTrainer(
+        trainer = SampleTrainer(
             model=model,
             args=arguments,
             train_dataset=samples,
@@ -143,7 +143,7 @@ def checkpoints_activations(num_parameters: int, longest: int) -> bool:
     return longest > _CHECKPOINT_FROM_TOKENS or num_parameters > _CHECKPOINT_FROM_PARAMETERS
 
 
-class _SampleTrainer(Trainer):
+class SampleTrainer(Trainer):
     """A Trainer whose epochs are whole batches, and that names the sample in which a loss is lost."""
 
     def __init__(self, *args: Any, samples_per_epoch: int, **kwargs: Any) -> None:
