@@ -33,7 +33,7 @@ def run_record(command: str, arguments: dict[str, Any], results: dict[str, Any])
         "arguments": arguments,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "commit": _commit(),
+        "commit": source_commit(),
         "platform": platform.platform(),
         "num_threads": torch.get_num_threads(),
         **results,
@@ -61,7 +61,7 @@ def _versions() -> dict[str, str | None]:
 
 
 @cache
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """The commit of a source checkout; None for an installed package."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():

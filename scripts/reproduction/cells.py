@@ -14,7 +14,10 @@ TARGET_WINDOW = 2_048
 WITHIN_TARGET = (512, 1_024, 2_048)
 TWICE_TARGET = (*WITHIN_TARGET, 4_096)
 NUM_SAMPLES = 100
-SEEDS = (42, 43, 44)
+FIRST_SEEDS = (42, 43, 44)
+SEEDS = (*FIRST_SEEDS, 48, 49)
+"""The results of the first were read before the others were run. 45 to 47 are those of the study's confirmation."""
+
 DEV_SEED = 142
 
 WANTED_HALF_WIDTH = 0.05
@@ -89,7 +92,7 @@ def study() -> list[Cell]:
     ]
 
 
-def larger_model(seeds: Iterable[int] = SEEDS) -> list[Cell]:
+def larger_model(seeds: Iterable[int] = FIRST_SEEDS) -> list[Cell]:
     """SmolLM2-135M-Instruct at twice its window under every method of the table, without training."""
     variants = {name: Variant(method=name, factor=2.0) for name in METHODS}
     return [

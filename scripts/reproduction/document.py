@@ -8,6 +8,7 @@ from typing import Any
 
 from cells import (
     EXPERIMENTS,
+    FIRST_SEEDS,
     NUM_SAMPLES,
     SEEDS,
     TARGET_WINDOW,
@@ -111,7 +112,9 @@ def _what_was_run(folder: Path) -> str:
     pool = len(open_records(DEMO_DATASET, split="train").readers)
     seeds = ", ".join(map(str, SEEDS))
     recipe = recipe_for(_NUM_PARAMETERS, NUM_SAMPLES)
-    most = max(cell.num_samples for cell in data_efficiency())
+    sizes = [cell.num_samples for cell in data_efficiency()]
+    fewest, most = min(sizes), max(sizes)
+    later = listed([str(seed) for seed in SEEDS if seed not in FIRST_SEEDS])
     return "\n\n".join(
         [
             "## What was run",
@@ -122,7 +125,8 @@ def _what_was_run(folder: Path) -> str:
                 batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g} with a cosine schedule;
                 {NUM_SAMPLES} samples are {recipe.num_steps(NUM_SAMPLES)} steps. {len(SEEDS)} seeds
                 ({seeds}) draw the samples, their order and the prompts; all methods of a seed have
-                the same ones. Perplexity is measured on the same 24 held-out documents throughout, on which nothing
+                the same ones. The results of the first {len(FIRST_SEEDS)} were read before the others were
+                run. Perplexity is measured on the same 24 held-out documents throughout, on which nothing
                 was chosen (test). Every fourth held-out document, with other prompts, is kept for choices (dev)."""
             ),
             paragraph(
@@ -130,7 +134,10 @@ def _what_was_run(folder: Path) -> str:
                     NUM_SAMPLES**2 / pool:.0f}; two of {most} share at least {
                     2 * most - pool
                 }, so that the seeds say less about other
-                samples than independent ones would."""
+                samples than independent ones would. Seeds {later} were run by a later version of the package, which
+                adds up the training loss in another order: with it, a run of {fewest} samples under seed
+                {FIRST_SEEDS[0]} came to other losses by up to 0.0003 nats in the mean and 0.009 in a document. All
+                methods of a seed were trained by one version."""
             ),
             paragraph(
                 """This is not Llama-2-7B-chat and not LongBench. It can show whether an ordering of the methods is
@@ -153,7 +160,7 @@ def _how_to_read() -> str:
                 [tasks of `eabf eval`](eval.md#what-is-measured)). *Perplexity* is that of the last tokens of a
                 document's first so many; the *loss* is its logarithm, in nats per token. Behind a mean stands half
                 the width of its 95 % interval over the trials (of a perplexity: the documents) for the models that
-                were trained; then, in brackets, over seeds and trials together. Three seeds leave two degrees of
+                were trained; then, in brackets, over seeds and trials together. Few seeds leave few degrees of
                 freedom, so the second is wide even where the seeds agree. Documents differ far more than methods do:
                 differences, which are paired by document and prompt, are much surer than the means."""
             ),
@@ -166,11 +173,15 @@ def _how_to_read() -> str:
                     "**holds**, **better**, **rises** (**reversed**, **worse**, **falls**): told apart over seeds and "
                     "trials, so to be expected of other draws of samples, too;",
                     "holds here, better here, rises here (reversed here, worse here, falls here): told apart over the "
-                    "trials, for the models that were trained; three seeds cannot tell it of others;",
+                    "trials, for the models that were trained; so few seeds cannot tell it of others;",
                     "open: not told apart; missing: no run is there yet. Fewer seeds than planned are counted.",
                 )
             ),
-            paragraph("The p-value in brackets is the one that the verdict rests on, corrected."),
+            paragraph(
+                """The p-value in brackets is the one that the verdict rests on, corrected. Losses are compared over 24
+                documents, of which one may differ by ten times what the others do; a p-value just below 0.05 can be
+                above it by another test of the same differences (a t-test, say)."""
+            ),
         ]
     )
 
@@ -198,7 +209,8 @@ def _precision(folder: Path) -> str:
                         what = f"{MEASUREMENTS[measurement].lower()} at {length:,}"
                         wide.append(f"`{name}`{suffix}, {what} ({100 * width:.1f}{seeds})")
     text = f"""Wanted are 5 points: half the width of the 95 % interval over the trials of all seeds, clustered by
-    prompt. Of {counted(num_means, "share")} in these tables, {num_means - len(wide)} are known so exactly."""
+    prompt. Of {counted(num_means, "share")} of single tasks, whether they have a table of their own or are part of the
+    retrieval, {num_means - len(wide)} are known so exactly."""
     parts = ["## How exactly the shares are known", paragraph(text)]
     if wide:
         parts += ["Not these (half the width in points):", "\n".join(f"- {line}" for line in wide)]

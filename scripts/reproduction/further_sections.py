@@ -6,10 +6,13 @@ from pathlib import Path
 
 from cells import TARGET_WINDOW, TWICE_TARGET, ablations, extrapolation, larger_model, tuning
 from choosing import RULE, candidates, choose, chosen_variant, tuned_cells, tuning_results
-from estimates import LOSS, POSITIONS, RETRIEVAL, read_runs
+from estimates import LOSS, POSITIONS, RETRIEVAL, Runs, level, read_runs
 from formatting import listed, paragraph, table
 from shared_tables import comparison_table, comparison_tables, level_table, missing_note
 from variants import PUBLISHED, TUNED, Variant
+
+# A share that a model must find inside its window before a task says something of longer ones.
+_CAN_DO = 0.5
 
 
 def tuning_section(folder: Path) -> str:
@@ -90,11 +93,24 @@ def larger_model_section(folder: Path) -> str:
         parts += [
             level_table(runs, POSITIONS, ends),
             level_table(runs, "multi_key", cells[0].lengths),
+            _weak_task_note(runs["original"], min(cells[0].lengths)),
             paragraph("By how much `eabf` is better than the others, in nats and in points:"),
             comparison_table(runs, pairs, POSITIONS, ends, "On loss"),
             comparison_table(runs, pairs, "multi_key", cells[0].lengths, "On one key of several"),
         ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _weak_task_note(original: Runs, window: int) -> str:
+    """That the larger model's keys tell nothing, where it finds few of them inside its own window."""
+    inside = level(original, "multi_key", window)
+    if inside is None or inside.mean >= _CAN_DO:
+        return ""
+    return paragraph(
+        f"""Inside its own window of {window:,} tokens the model as it stands finds {100 * inside.mean:.0f} % of the
+        keys. A task that fails inside the window says nothing of the window: this table orders no methods, and the
+        few texts behind it leave its intervals wide. The perplexities are what can be read here."""
+    )
 
 
 def _tuning_table(folder: Path) -> str:

@@ -29,6 +29,7 @@ from eabf_cli.core.finetune.restoration import FrozenTeacher, Restoration
 from eabf_cli.core.finetune.settings import RestorationConfig, TrainSettings
 from eabf_cli.core.finetune.training import TrainResult, train
 from eabf_cli.core.report import PatchReport
+from eabf_cli.core.run_record import source_commit
 
 _SIZES: dict[str, dict[str, Any]] = {
     # What is chosen by is measured on other documents, other prompts and other wordings than what is reported.
@@ -99,6 +100,7 @@ def record(cell: Cell, report: PatchReport | None, found: dict[str, Any], *, sta
         **found,
         "wall_s": round(time.perf_counter() - started, 1),
         "torch": torch.__version__,
+        "commit": source_commit(),
     }
 
 
@@ -194,7 +196,7 @@ def _measure(model: PreTrainedModel, tokenizer: Any, cell: Cell) -> tuple[dict[s
 
 
 def _is_known(trials: list[float]) -> bool:
-    """Whether so many trials from each of the seeds give a share as exactly as is wanted."""
+    """Whether so many trials from each of three seeds give a share as exactly as is wanted."""
     low, high = wilson_interval(round(sum(trials)) * _NUM_POOLED_SEEDS, len(trials) * _NUM_POOLED_SEEDS)
     return high - low <= 2 * WANTED_HALF_WIDTH
 

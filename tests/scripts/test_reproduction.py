@@ -273,7 +273,7 @@ def test_the_document_tells_what_is_missing(tmp_path: Path) -> None:
     from document import write_document
 
     write_document(tmp_path, tmp_path / "empty.md", tmp_path / "empty.png")
-    assert "| extrapolation | 21 | 0 | 21 |" in (tmp_path / "empty.md").read_text()
+    assert "| extrapolation | 35 | 0 | 35 |" in (tmp_path / "empty.md").read_text()
     shares = {"original": 0.9, "linear": 0.1, "ntk-by-parts": 0.5, "yarn": 0.6, "abf": 0.8, "eabf": 0.95}
     for cell in extrapolation():
         if cell.seed == 42 or cell.name in ("eabf", "abf"):
@@ -283,13 +283,41 @@ def test_the_document_tells_what_is_missing(tmp_path: Path) -> None:
             write(tmp_path, cell, found=0.2, loss=3.5)
     write_document(tmp_path, tmp_path / "page.md", tmp_path / "page.png")
     text = (tmp_path / "page.md").read_text()
-    assert "| extrapolation | 21 | 11 | 10 |" in text
-    assert "Still missing: 10 of this section's 21 runs, of `original`, `linear`, `ntk-by-parts`" in text
-    assert "1 of 3 seeds" in text
+    assert "| extrapolation | 35 | 15 | 20 |" in text
+    assert "Still missing: 20 of this section's 35 runs, of `original`, `linear`, `ntk-by-parts`" in text
+    assert "1 of 5 seeds" in text
     assert "Inside the original window, `linear` retrieves less than half" in text
     assert "| at 4x, EABF is better than ABF | **holds** |" in text
     assert "`eabf-unbounded` against `eabf` | -7" in text
     assert 0 < (tmp_path / "page.png").stat().st_size < 200_000
+
+
+def test_a_task_that_the_larger_model_cannot_do_in_its_window_is_said_to_tell_nothing(tmp_path: Path) -> None:
+    from cells import larger_model
+    from further_sections import larger_model_section
+
+    for cell in larger_model():
+        if cell.name == "smollm2-original":
+            write(tmp_path, cell, found=0.2, loss=3.0)
+    assert "says nothing of the window" in " ".join(larger_model_section(tmp_path).split())
+    for cell in larger_model():
+        if cell.name == "smollm2-original":
+            write(tmp_path, cell, found=0.9, loss=3.0)
+    assert "says nothing of the window" not in " ".join(larger_model_section(tmp_path).split())
+
+
+def test_each_difference_counts_the_seeds_that_both_sides_are_to_have() -> None:
+    from estimates import Runs
+    from formatting import COMPARED, judgement_text
+    from verdicts import Claim, judge
+
+    five = Runs("five", runs("five", 0.9, seeds=(42, 43, 44, 48, 49)).scores, 5)
+    three, lacking = runs("three", 0.5), runs("lacking", 0.5, seeds=(42, 43))
+    models = {"five": five, "three": three, "lacking": lacking}
+    for other, note in (("three", ""), ("lacking", ", 2 seeds")):
+        (judged,) = judge([Claim(better="five", worse=other, length=2_048)], models, "retrieval")
+        text = judgement_text(judged, COMPARED, is_loss=False)
+        assert text.partition(")")[2] == note
 
 
 def test_main_effects_are_those_that_were_planted(tmp_path: Path) -> None:
