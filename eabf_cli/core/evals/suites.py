@@ -64,6 +64,7 @@ TRUNCATION_SIDES = ("left", "middle")
 # Behind an input of the length that was asked for, tasks that make their own data put the beginning of the answer.
 _ANSWER_PREFIX_ROOM = 64
 _NUM_SUGGESTIONS = 5
+# An error has at most three lines.
 _MAX_TOLD = 3
 
 Loaded = dict[str, Any]
