@@ -98,17 +98,12 @@ class ComparePlan:
         return result
 
     def needs(self) -> dict[str, Any]:
-        """Memory and time, as a dry run tells them: `memory`, `available_gib`, `expected_s` of all measurements.
-
-        Training is not in them.
-        """
-        measuring = self.measuring
+        """Memory and time as `EvaluationPlan.needs`, of all measurements; training is not in them."""
+        needs = self.measuring.needs()
         num_models = 1 + (len(self.contenders) - 1) * (len(self.config.seeds) if self.config.finetune else 1)
-        return {
-            "memory": measuring.memory.to_dict(),
-            "available_gib": round(measuring.available_bytes / 2**30, 3),
-            "expected_s": None if measuring.seconds is None else num_models * measuring.seconds,
-        }
+        if needs["expected_s"] is not None:
+            needs["expected_s"] *= num_models
+        return needs
 
 
 def make_plan(config: CompareConfig) -> ComparePlan:

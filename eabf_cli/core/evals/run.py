@@ -89,6 +89,14 @@ class EvaluationPlan:
             "notes": list(self.notes),
         }
 
+    def needs(self) -> dict[str, Any]:
+        """Memory and time, as a dry run tells them: `memory`, `available_gib`, `expected_s`."""
+        return {
+            "memory": self.memory.to_dict(),
+            "available_gib": round(self.available_bytes / 2**30, 3),
+            "expected_s": self.seconds,
+        }
+
 
 def run_evaluation(
     config: EvalRunConfig, *, suites: SuiteConfig | None = None, has_own_tasks: bool = True
@@ -120,8 +128,7 @@ def run_evaluation(
     known["memory"] = plan.memory.to_dict()
     known["tasks"] += [] if suites is None else suites.tasks
     if config.dry_run:
-        available = round(plan.available_bytes / 2**30, 3)
-        return known | {"available_gib": available, "expected_s": plan.seconds}
+        return known | plan.needs()
     for note in plan.notes:
         logger.info("%s", note[0].upper() + note[1:])
     with _out_of_memory_explained(plan):
