@@ -172,12 +172,12 @@ def _judged(
     bounds: tuple[float, float] | None,
     num_planned: int,
 ) -> Judged:
-    return _bootstrapped(
+    trials, seeds = _bootstrapped(
         tuple(tuple(values) for values, _ in rows),
         tuple(None if clusters is None else tuple(clusters) for _, clusters in rows),
         bounds,
-        num_planned,
     )
+    return Judged(trials=trials, seeds=seeds, num_planned=num_planned)
 
 
 @cache
@@ -185,8 +185,7 @@ def _bootstrapped(
     rows: tuple[tuple[float, ...], ...],
     clusters: tuple[tuple[int, ...] | None, ...],
     bounds: tuple[float, float] | None,
-    num_planned: int,
-) -> Judged:
+) -> tuple[Estimate, Estimate | None]:
     """Both estimates from each seed's units. Documents are the same under every seed, prompts are each seed's own."""
     if clusters[0] is None:
         pooled = [sum(column) / len(column) for column in zip(*rows, strict=True)]
@@ -196,9 +195,8 @@ def _bootstrapped(
         prompts = [(seed, prompt) for seed, numbers in enumerate(clusters) for prompt in numbers or ()]
     trials = _BOOTSTRAP.mean([pooled], clusters=prompts, bounds=bounds)
     if len(rows) == 1:
-        return Judged(trials=trials, seeds=None, num_planned=num_planned)
+        return trials, None
     # Prompts of one number are averaged over the seeds: their spread is then that of so many independent prompts.
     count = min(map(len, rows))
     numbers = None if clusters[0] is None else clusters[0][:count]
-    seeds = _BOOTSTRAP.mean([row[:count] for row in rows], clusters=numbers, bounds=bounds)
-    return Judged(trials=trials, seeds=seeds, num_planned=num_planned)
+    return trials, _BOOTSTRAP.mean([row[:count] for row in rows], clusters=numbers, bounds=bounds)
